@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+// Contexts, and the one door through which every op runs.
+#include "op/ctx.h"
+
+#include <sched.h>
+#include <stdlib.h>
+
+static fd_op_hook *op_hook;
+static void *op_hook_user;
+
+fd_status fd_ctx_create(const struct fd_backend *backend, int n_threads, struct fd_comm *comm, fd_ctx **out) {
+  fd_status st = FD_OK;
+  fd_ctx *ctx = NULL;
+  if (backend->not_built)
+    FD_TRY(FD_FAIL(FD_ERR_UNSUPPORTED, "%s: not built, %s", backend->name, backend->not_built));
+  ctx = calloc(1, sizeof *ctx);
+  if (!ctx) FD_TRY(FD_FAIL(FD_ERR_NOMEM, "no memory for a context"));
+  if (n_threads < 1) {
+    cpu_set_t set;
+    n_threads = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+  }
+  ctx->backend = backend;
+  ctx->n_threads = n_threads;
+  ctx->comm = comm;
+  FD_TRY(backend->open(ctx));
+  *out = ctx;
+  ctx = NULL;
+done:
+  free(ctx); /* open failed: it cleaned up after itself */
+  return st;
+}
+
+void fd_ctx_destroy(fd_ctx **ctx) {
+  if (!*ctx) return;
+  (*ctx)->backend->close(*ctx);
+  free(*ctx);
+  *ctx = NULL;
+}
+
+void fd_op_set_hook(fd_op_hook *hook, void *user) {
+  op_hook = hook;
+  op_hook_user = user;
+}
+
+fd_status fd_op_run(fd_ctx *ctx, enum fd_op op, const void *args) {
+  fd_status st = FD_OK;
+  if (op_hook) op_hook(op_hook_user, ctx, op, args, false);
+  switch (op) {
+#define X(name, slots)                                      \
+  case FD_OP_##name:                                        \
+    st = ctx->backend->ops->name(ctx, args);                \
+    break;
+#include "op/ops.def"
+#undef X
+    default: st = FD_FAIL(FD_ERR_ARG, "op %d does not exist", (int)op);
+  }
+  if (op_hook) op_hook(op_hook_user, ctx, op, args, true);
+  return st;
+}

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+// A context: where ops run, and with what. One per rank. And the type of a backend.
+#ifndef FD_OP_CTX_H
+#define FD_OP_CTX_H
+
+#include <stdbool.h>
+
+#include "op/ops.h"
+
+struct fd_comm; /* src/comm/comm.h */
+
+struct fd_backend {
+  const char *name;          /* "cpu", "cuda" */
+  const char *not_built;     /* NULL if built; else what to do ("reconfigure with --with-cuda=DIR") */
+  const struct fd_ops *ops;
+
+  /** Fill ctx->state and what the backend needs from the device; the other members are set already. */
+  fd_status (*open)(fd_ctx *ctx);
+  void (*close)(fd_ctx *ctx);
+  /** Memory of the device, 64-byte aligned (256 on a GPU), zeroed. Owned by the caller until free. */
+  fd_status (*alloc)(fd_ctx *ctx, size_t bytes, void **out);
+  void (*free)(fd_ctx *ctx, void *p);
+  /** Between host and device memory; ordered with the ops of the context. from_device returns when the data is there. */
+  fd_status (*to_device)(fd_ctx *ctx, void *dst, const void *src, size_t bytes);
+  fd_status (*from_device)(fd_ctx *ctx, void *dst, const void *src, size_t bytes);
+  /** All ops issued so far are done when it returns. */
+  fd_status (*sync)(fd_ctx *ctx);
+  /** Scratch that `op` needs for these args (tensor data may be NULL); 0 is common. Also checks shapes and types and
+   *  creates what the op needs once (oneDNN primitives, cuDNN plans), so that nothing is created in a step. */
+  fd_status (*prepare)(fd_ctx *ctx, enum fd_op op, const void *args, size_t *scratch_bytes);
+};
+
+struct fd_ctx {
+  const struct fd_backend *backend;
+  int n_threads;             /* OpenMP threads of this rank */
+  void *scratch;             /* of the op that runs */
+  size_t scratch_bytes;
+  struct fd_comm *comm;      /* borrowed; NULL: one rank */
+  void *state;               /* the backend's own */
+};
+
+/** Open a context on a backend. n_threads 0: the cores this process may use. comm may be NULL. Local. */
+fd_status fd_ctx_create(const struct fd_backend *backend, int n_threads, struct fd_comm *comm, fd_ctx **out);
+void fd_ctx_destroy(fd_ctx **ctx);
+
+/** Run one op: the only door to the table, so that timing and checks wrap all ops from one place. */
+fd_status fd_op_run(fd_ctx *ctx, enum fd_op op, const void *args);
+
+/** Called around every op when set (bench, NaN checks). `done` is false before, true after. */
+typedef void fd_op_hook(void *user, fd_ctx *ctx, enum fd_op op, const void *args, bool done);
+void fd_op_set_hook(fd_op_hook *hook, void *user);
+
+#endif

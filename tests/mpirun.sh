@@ -1,0 +1,13 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# mpirun.sh PROGRAM [ARG...] - start a test on NP ranks (default 2).
+[ -n "$MPIRUN" ] || { echo "no mpirun"; exit 77; }
+if [ "$(id -u)" = 0 ]; then
+    OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+    export OMPI_ALLOW_RUN_AS_ROOT OMPI_ALLOW_RUN_AS_ROOT_CONFIRM
+fi
+OMPI_MCA_rmaps_base_oversubscribe=1
+OMPI_MCA_btl_vader_single_copy_mechanism=none
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+export OMPI_MCA_rmaps_base_oversubscribe OMPI_MCA_btl_vader_single_copy_mechanism OMP_NUM_THREADS
+exec "$MPIRUN" -n "${NP:-2}" "$@"
