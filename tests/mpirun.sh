@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# mpirun.sh PROGRAM [ARG...] - start a test on NP ranks (default 2).
+# mpirun.sh PROGRAM [ARG...] - start a test on NP ranks (default 2; 3 if its name ends in _3ranks).
 [ -n "$MPIRUN" ] || { echo "no mpirun"; exit 77; }
 if [ "$(id -u)" = 0 ]; then
     OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
@@ -10,4 +10,5 @@ OMPI_MCA_rmaps_base_oversubscribe=1
 OMPI_MCA_btl_vader_single_copy_mechanism=none
 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export OMPI_MCA_rmaps_base_oversubscribe OMPI_MCA_btl_vader_single_copy_mechanism OMP_NUM_THREADS
+case $1 in *_3ranks) NP=${NP:-3} ;; esac
 exec "$MPIRUN" -n "${NP:-2}" "$@"
