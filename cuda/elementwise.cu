@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+// Ops that read and write each element once: cast, fill, channel_affine, pixels, flow_noise, cfg_euler, posterior.
+// All memory bound; they touch latents and pictures only, less than 1 % of a step.
+#include "cuda/device.cuh"
+
+namespace {
+
+enum { BLOCK = 256 };
+
+/* One thread an element, striding by the grid; f(i) does the work. Kernels below are named structs so that a profile shows them. */
+#define FD_EACH(i, n) for (int64_t i = (int64_t)blockIdx.x * BLOCK + threadIdx.x; i < (n); i += (int64_t)BLOCK * gridDim.x)
+
+__device__ __forceinline__ void store_any(void *p, int is_bf16, int64_t i, float v) {
+  if (is_bf16)
+    fd::store((fd::bf16 *)p + i, v);
+  else
+    fd::store((float *)p + i, v);
+}
+
+__global__ void cast_kernel(const void *x, int x_bf16, void *y, int y_bf16, int64_t n, int64_t period) {
+  FD_EACH(i, n) store_any(y, y_bf16, i, fd::load_any(x, x_bf16, i % period));
+}
+
+__global__ void fill_kernel(void *y, int y_bf16, float value, int64_t n) { FD_EACH(i, n) store_any(y, y_bf16, i, value); }
+__global__ void fill_f64_kernel(double *y, float value, int64_t n) { FD_EACH(i, n) y[i] = value; }
+
+__global__ void channel_affine_kernel(const void *x, int x_bf16, const float *sub, const float *mul, void *y, int y_bf16, int inverse, int64_t n,
+                                      int64_t C) {
+  FD_EACH(i, n) {
+    const float v = fd::load_any(x, x_bf16, i), s = sub[i % C], m = mul[i % C];
+    store_any(y, y_bf16, i, inverse ? v / m + s : (v - s) * m);
+  }
+}
+
+__global__ void pixels_kernel(const uint8_t *bytes, void *y, int y_bf16, int64_t n) {
+  FD_EACH(i, n) store_any(y, y_bf16, i, ((float)bytes[i] / 255.0f - 0.5f) / 0.5f);
+}
+
+__global__ void flow_noise_kernel(const float *x, const float *noise, const float *sigma, void *x_t, int bf16, int64_t n, int64_t per_sample) {
+  FD_EACH(i, n) {
+    const float s = sigma[i / per_sample];
+    store_any(x_t, bf16, i, (1.0f - s) * x[i] + s * noise[i]);
+  }
+}
+
+__global__ void cfg_euler_kernel(const void *out, int bf16, const float *step, float *sample, int64_t n, bool guided) {
+  FD_EACH(i, n) {
+    float v = fd::load_any(out, bf16, i);
+    if (guided) v += step[0] * (fd::load_any(out, bf16, n + i) - v);
+    sample[i] += step[1] * v;
+  }
+}
+
+__global__ void posterior_forward(const void *moments, int bf16, const float *noise, float *mean, float *logvar, float *latent, int64_t n, int64_t Z) {
+  FD_EACH(i, n) {
+    const int64_t at = i / Z * 2 * Z + i % Z;
+    const float m = fd::load_any(moments, bf16, at), l = fminf(20.0f, fmaxf(-30.0f, fd::load_any(moments, bf16, at + Z)));
+    if (mean) mean[i] = m;
+    if (logvar) logvar[i] = l;
+    if (latent) latent[i] = noise ? m + expf(0.5f * l) * noise[i] : m;
+  }
+}
+
+__global__ void posterior_backward(const float *dmean, const float *dlogvar, const float *dlatent, const void *moments, int bf16, const float *noise,
+                                   void *dmoments, bool acc, int64_t n, int64_t Z) {
+  FD_EACH(i, n) {
+    const int64_t at = i / Z * 2 * Z + i % Z;
+    const float raw = fd::load_any(moments, bf16, at + Z);
+    const bool inside = raw >= -30.0f && raw <= 20.0f;
+    float dm = dmean ? dmean[i] : 0.0f, dl = dlogvar ? dlogvar[i] : 0.0f;
+    if (dlatent) {
+      dm += dlatent[i];
+      if (noise) dl += dlatent[i] * noise[i] * 0.5f * expf(0.5f * fminf(20.0f, fmaxf(-30.0f, raw)));
+    }
+    if (!inside) dl = 0.0f;
+    store_any(dmoments, bf16, at, acc ? fd::load_any(dmoments, bf16, at) + dm : dm);
+    store_any(dmoments, bf16, at + Z, acc ? fd::load_any(dmoments, bf16, at + Z) + dl : dl);
+  }
+}
+
+}  // namespace
+
+#define FD_EACH_LAUNCH(kernel, n, ...) \
+  ((n) == 0 ? FD_OK : FD_CUDA(FD_LAUNCH(kernel, fd::stride_blocks(ctx, (n), BLOCK), BLOCK, 0, fd_cuda_stream(ctx), __VA_ARGS__)))
+
+extern "C" fd_status cuda_cast(fd_ctx *ctx, const struct fd_cast_args *a) {
+  const int64_t n = fd_tensor_numel(a->y);
+  return FD_EACH_LAUNCH(cast_kernel, n, a->x->data, fd::is_bf16(a->x), a->y->data, fd::is_bf16(a->y), n, fd_tensor_numel(a->x));
+}
+
+extern "C" fd_status cuda_fill(fd_ctx *ctx, const struct fd_fill_args *a) {
+  const int64_t n = fd_tensor_numel(a->y);
+  if (a->y->dtype == FD_F64) return FD_EACH_LAUNCH(fill_f64_kernel, n, (double *)a->y->data, a->value, n);
+  return FD_EACH_LAUNCH(fill_kernel, n, a->y->data, fd::is_bf16(a->y), a->value, n);
+}
+
+extern "C" fd_status cuda_channel_affine(fd_ctx *ctx, const struct fd_channel_affine_args *a) {
+  const int64_t n = fd_tensor_numel(a->x);
+  return FD_EACH_LAUNCH(channel_affine_kernel, n, a->x->data, fd::is_bf16(a->x), (const float *)a->sub->data, (const float *)a->mul->data,
+                        a->y->data, fd::is_bf16(a->y), a->inverse, n, fd_tensor_cols(a->x));
+}
+
+extern "C" fd_status cuda_pixels_fwd(fd_ctx *ctx, const struct fd_pixels_fwd_args *a) {
+  const int64_t n = fd_tensor_numel(a->y);
+  return FD_EACH_LAUNCH(pixels_kernel, n, (const uint8_t *)a->bytes->data, a->y->data, fd::is_bf16(a->y), n);
+}
+
+extern "C" fd_status cuda_flow_noise(fd_ctx *ctx, const struct fd_flow_noise_args *a) {
+  const int64_t n = fd_tensor_numel(a->x), B = fd_tensor_numel(a->sigma);
+  return FD_EACH_LAUNCH(flow_noise_kernel, n, (const float *)a->x->data, (const float *)a->noise->data, (const float *)a->sigma->data, a->x_t->data,
+                        fd::is_bf16(a->x_t), n, n / B);
+}
+
+extern "C" fd_status cuda_cfg_euler(fd_ctx *ctx, const struct fd_cfg_euler_args *a) {
+  const int64_t n = fd_tensor_numel(a->sample);
+  return FD_EACH_LAUNCH(cfg_euler_kernel, n, a->model_out->data, fd::is_bf16(a->model_out), (const float *)a->step->data, (float *)a->sample->data, n,
+                        fd_tensor_numel(a->model_out) == 2 * n);
+}
+
+extern "C" fd_status cuda_posterior_fwd(fd_ctx *ctx, const struct fd_posterior_fwd_args *a) {
+  const int64_t n = fd_tensor_numel(a->moments) / 2;
+  return FD_EACH_LAUNCH(posterior_forward, n, a->moments->data, fd::is_bf16(a->moments), (const float *)fd::data(a->noise),
+                        (float *)fd::data(a->mean), (float *)fd::data(a->logvar), (float *)fd::data(a->latent), n, fd_tensor_cols(a->moments) / 2);
+}
+
+extern "C" fd_status cuda_posterior_bwd(fd_ctx *ctx, const struct fd_posterior_bwd_args *a) {
+  const int64_t n = fd_tensor_numel(a->moments) / 2;
+  return FD_EACH_LAUNCH(posterior_backward, n, (const float *)fd::data(a->dmean), (const float *)fd::data(a->dlogvar),
+                        (const float *)fd::data(a->dlatent), a->moments->data, fd::is_bf16(a->moments), (const float *)fd::data(a->noise),
+                        a->dmoments->data, (a->acc >> 5 & 1) != 0, n, fd_tensor_cols(a->moments) / 2);
+}
