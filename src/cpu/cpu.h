@@ -28,20 +28,14 @@ struct cpu_state {
 
 /* ---- checks of prepare ------------------------------------------------------------------------------------------- */
 
-/** "op: slot is f32 [3, 4], expected ..." as FD_ERR_ARG. */
-fd_status cpu_wrong_slot(enum fd_op op, const char *slot, const fd_tensor *t, const char *expected, ...)
-    __attribute__((format(printf, 4, 5)));
-/** "op: ..." as FD_ERR_ARG, for scalar arguments. */
-fd_status cpu_wrong_arg(enum fd_op op, const char *format, ...) __attribute__((format(printf, 2, 3)));
-
 /** In a prepare function whose args are `a`: return FD_ERR_ARG unless `cond`; the rest says what the slot should be. */
 #define CPU_CHECK(op, slot, cond, ...)                                                  \
   do {                                                                                  \
-    if (!(cond)) return cpu_wrong_slot(FD_OP_##op, #slot, a->slot, __VA_ARGS__);        \
+    if (!(cond)) return fd_op_wrong_slot(FD_OP_##op, #slot, a->slot, __VA_ARGS__);        \
   } while (0)
 #define CPU_CHECK_ARG(op, cond, ...)                                                    \
   do {                                                                                  \
-    if (!(cond)) return cpu_wrong_arg(FD_OP_##op, __VA_ARGS__);                         \
+    if (!(cond)) return fd_op_wrong_arg(FD_OP_##op, __VA_ARGS__);                         \
   } while (0)
 
 static inline bool cpu_same_shape(const fd_tensor *s, const fd_tensor *t) {

@@ -437,6 +437,15 @@ struct fd_op_info {
 };
 const struct fd_op_info *fd_op_info(enum fd_op op);
 
+/** What all ops share, for a backend's prepare: required slots are there, element types are allowed, activations agree, acc names
+ *  outputs that may be added to. FD_ERR_ARG, naming op and slot. */
+fd_status fd_op_check(enum fd_op op, const void *args);
+/** "op: slot is f32 [3, 4], expected ..." as FD_ERR_ARG. */
+fd_status fd_op_wrong_slot(enum fd_op op, const char *slot, const fd_tensor *t, const char *expected, ...)
+    __attribute__((format(printf, 4, 5)));
+/** "op: ..." as FD_ERR_ARG, for scalar arguments. */
+fd_status fd_op_wrong_arg(enum fd_op op, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
 /** The tensor slots and the acc word of any args struct, by position. */
 static inline fd_tensor **fd_op_slots(void *args) { return (fd_tensor **)args; }
 static inline unsigned *fd_op_acc(enum fd_op op, void *args) {
