@@ -9,6 +9,10 @@ static fd_op_hook *op_hook;
 static void *op_hook_user;
 
 fd_status fd_ctx_create(const struct fd_backend *backend, int n_threads, struct fd_comm *comm, fd_ctx **out) {
+  return fd_ctx_create_with(backend, n_threads, comm, 0, out);
+}
+
+fd_status fd_ctx_create_with(const struct fd_backend *backend, int n_threads, struct fd_comm *comm, unsigned flags, fd_ctx **out) {
   fd_status st = FD_OK;
   fd_ctx *ctx = NULL;
   if (backend->not_built)
@@ -22,6 +26,8 @@ fd_status fd_ctx_create(const struct fd_backend *backend, int n_threads, struct 
   ctx->backend = backend;
   ctx->n_threads = n_threads;
   ctx->comm = comm;
+  ctx->deterministic = flags & FD_CTX_DETERMINISTIC;
+  ctx->share_device = flags & FD_CTX_SHARE_DEVICE;
   FD_TRY(backend->open(ctx));
   *out = ctx;
   ctx = NULL;

@@ -36,11 +36,17 @@ struct fd_ctx {
   void *scratch;             /* of the op that runs */
   size_t scratch_bytes;
   struct fd_comm *comm;      /* borrowed; NULL: one rank */
+  bool deterministic;        /* the same bits each time, where a faster kernel would not (trainer.deterministic) */
+  bool share_device;         /* several ranks may use one GPU (trainer.share_gpu) */
   void *state;               /* the backend's own */
 };
 
+enum { FD_CTX_DETERMINISTIC = 1u, FD_CTX_SHARE_DEVICE = 2u };
+
 /** Open a context on a backend. n_threads 0: the cores this process may use. comm may be NULL. Local. */
 fd_status fd_ctx_create(const struct fd_backend *backend, int n_threads, struct fd_comm *comm, fd_ctx **out);
+/** The same with FD_CTX_* flags. */
+fd_status fd_ctx_create_with(const struct fd_backend *backend, int n_threads, struct fd_comm *comm, unsigned flags, fd_ctx **out);
 void fd_ctx_destroy(fd_ctx **ctx);
 
 /** Run one op: the only door to the table, so that timing and checks wrap all ops from one place. */
