@@ -17,6 +17,10 @@ extern "C" {
 extern "C" {
 #endif
 
+enum { FD_CUDA_WORDS = 64 };
+
+extern const struct fd_backend fd_cuda_backend;
+
 /** ctx->state of the CUDA backend. */
 struct fd_cuda {
   int device;
@@ -24,10 +28,18 @@ struct fd_cuda {
   cudaStream_t stream;      /* all ops */
   cudaStream_t comm_stream; /* collectives */
   cudaEvent_t comm_event;
-  void *blas;               /* cublasLtHandle_t and its plans (cuda/matmul.cu) */
-  void *dnn;                /* cudnnHandle_t and its plans (cuda/dnn.cu) */
-  void *nccl;               /* ncclComm_t (cuda/collective.cu) */
+  void *blas;               /* cublasLtHandle_t and its plans (cuda/matmul.c) */
+  void *dnn;                /* cudnnHandle_t and its plans (cuda/dnn.c) */
+  void *nccl;               /* ncclComm_t (cuda/collective.c) */
+  struct {
+    const void *at;
+    int32_t value;
+  } words[FD_CUDA_WORDS]; /* counts that the host wrote, by their place on the device */
+  int n_words;
 };
+
+/** Rows in use at launch: the host's copy of `count`, or `rows`. */
+fd_status fd_cuda_count(fd_ctx *ctx, const fd_tensor *count, int64_t rows, int64_t *used);
 
 /** The status of a CUDA call; the message names the call and the CUDA error. */
 fd_status fd_cuda_status(cudaError_t e, const char *what, const char *file, int line);

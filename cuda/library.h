@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+// What libraries do for the CUDA backend: matrix products (cuBLASLt), convolutions and attention (cuDNN), sums over ranks (NCCL).
+// cuda/library.c, matmul.c, dnn.c and collective.c on a GPU; tests/emulate/library.c has the same functions on the CPU.
+#ifndef FD_CUDA_LIBRARY_H
+#define FD_CUDA_LIBRARY_H
+
+#include "cuda/cuda.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+fd_status fd_cuda_library_open(fd_ctx *ctx);
+void fd_cuda_library_close(fd_ctx *ctx);
+/** Checks shapes, makes plans (cached by shape), says how much scratch the op needs. */
+fd_status fd_cuda_library_prepare(fd_ctx *ctx, enum fd_op op, const void *args, size_t *scratch_bytes);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
