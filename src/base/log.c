@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+// Lines of the log. Invariant: the progress line is wiped before any other line, and shown again by its owner.
+#include "base/log.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static int log_rank;
+static FILE *log_file;
+static bool progress_shown;
+
+fd_status fd_log_init(int rank, const char *file) {
+  FILE *f = NULL;
+  if (file && rank == 0) {
+    f = fopen(file, "a");
+    if (!f) return FD_FAIL(FD_ERR_IO, "%s: cannot be opened for writing: %s", file, strerror(errno));
+  }
+  pthread_mutex_lock(&lock);
+  if (log_file) fclose(log_file);
+  log_file = f;
+  log_rank = rank;
+  pthread_mutex_unlock(&lock);
+  return FD_OK;
+}
+
+void fd_log_close(void) {
+  pthread_mutex_lock(&lock);
+  if (progress_shown) fputc('\n', stderr), progress_shown = false;
+  if (log_file) fclose(log_file);
+  log_file = NULL;
+  pthread_mutex_unlock(&lock);
+}
+
+static void say(const char *kind, const char *format, va_list args) {
+  char line[8192];
+  int n = 0;
+  if (*kind && log_rank != 0) n = snprintf(line, sizeof line, "rank %d: ", log_rank);
+  n += snprintf(line + n, sizeof line - (size_t)n, "%s", kind);
+  int m = vsnprintf(line + n, sizeof line - (size_t)n - 1, format, args);
+  if (m > 0) n += m;
+  if (n > (int)sizeof line - 2) n = (int)sizeof line - 2;
+  line[n++] = '\n';
+  pthread_mutex_lock(&lock);
+  if (progress_shown) fputs("\r\033[K", stderr), progress_shown = false;
+  fwrite(line, 1, (size_t)n, stderr);
+  fflush(stderr);
+  if (log_file) fwrite(line, 1, (size_t)n, log_file), fflush(log_file);
+  pthread_mutex_unlock(&lock);
+}
+
+#define SAY(kind)          \
+  va_list args;            \
+  va_start(args, format);  \
+  say(kind, format, args); \
+  va_end(args)
+
+void fd_log_info(const char *format, ...) {
+  if (log_rank != 0) return;
+  SAY("");
+}
+
+void fd_log_warn(const char *format, ...) { SAY("warning: "); }
+
+void fd_log_error(const char *format, ...) { SAY("error: "); }
+
+bool fd_log_has_terminal(void) { return log_rank == 0 && isatty(STDERR_FILENO); }
+
+void fd_log_progress(const char *format, ...) {
+  if (!fd_log_has_terminal()) return;
+  char line[1024];
+  va_list args;
+  va_start(args, format);
+  vsnprintf(line, sizeof line, format, args);
+  va_end(args);
+  pthread_mutex_lock(&lock);
+  if (*line)
+    fprintf(stderr, "\r\033[K%s", line), progress_shown = true;
+  else if (progress_shown)
+    fputc('\n', stderr), progress_shown = false;
+  fflush(stderr);
+  pthread_mutex_unlock(&lock);
+}
