@@ -10,6 +10,7 @@ enum fd_init {
   FD_INIT_ZERO = 0,
   FD_INIT_XAVIER, /* uniform in +- sqrt(6 / (fan_in + fan_out)); a convolution counts as [out, in kh kw] */
   FD_INIT_NORMAL, /* mean 0, standard deviation `std` */
+  FD_INIT_TABLE,  /* computed by `fill` (sincos positions) */
   FD_INIT_NONE    /* must come from a file, or from the model itself (buffers) */
 };
 
@@ -19,6 +20,8 @@ struct fd_param {
   int64_t shape[FD_MAX_NDIM];
   enum fd_init init;
   float std;
+  void (*fill)(const struct fd_param *row, float *out); /* FD_INIT_TABLE; may read arg */
+  double arg[2];
   bool buffer;     /* in the state dict but never trained, e.g. patch_embed.pos_embed */
   const char *group; /* NULL, or the name under which neighbours lie back to back, e.g. "layers.0.self_attn.qkv" */
   const char *alias; /* NULL, or an older name that files may carry */
@@ -37,6 +40,12 @@ void fd_params_add(fd_params *p, const struct fd_param *row);
 /** name built from a format: fd_params_addf(p, &row, "layers.%d.mlp.down_proj.weight", i) */
 void fd_params_addf(fd_params *p, const struct fd_param *row, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
+/** Layout of buffers and groups: members of a group lie at the place of its first row, in the order of the rows, though other rows (biases)
+ *  may stand between them in the table. Offsets of frozen rows count from the start of the frozen f32 memory (one dimension, or a buffer)
+ *  or of the frozen `dtype` memory (the others): fd_params_frozen_f32. */
+bool fd_params_frozen_f32(const fd_params *p, int i);
+/** Bytes of frozen memory with weights of type `dtype`; for plans. */
+size_t fd_params_frozen_bytes(const fd_params *p, fd_dtype dtype);
 /** Offsets: each row starts at a multiple of 64 elements, members of a group back to back (the group starts at one).
  *  trainable: rows that are no buffers go to the flat space, padded to 64 * ranks at the end; else everything is frozen. */
 fd_status fd_params_layout(fd_params *p, bool trainable, int ranks);
@@ -64,6 +73,9 @@ fd_dtype fd_params_dtype(const fd_params *p, int i);
  *  bound to the flat gradient buffer. An unknown name fails the graph. When memory exists the values are bound to it by
  *  fd_params_bind, once, after the graph is planned. */
 fd_var fd_params_var(fd_params *p, fd_graph *g, const char *name);
+/** A constant of the model that is in no file (rotation tables, crops, frequencies): copied to device memory that the table owns, made once per
+ *  graph and name. `host` holds the values. */
+fd_var fd_params_const(fd_params *p, fd_graph *g, const char *name, fd_dtype dtype, int ndim, const int64_t *shape, const void *host);
 fd_var fd_params_varf(fd_params *p, fd_graph *g, const char *format, ...) __attribute__((format(printf, 3, 4)));
 void fd_params_grads(fd_params *p, fd_graph *g);
 fd_status fd_params_bind(fd_params *p, fd_graph *g);
