@@ -60,7 +60,7 @@ fd_var fd_unpatchify(fd_graph *g, fd_var x, int P, int channel_last, int64_t B, 
 /** -> [B, 2n] of `dtype` */
 fd_var fd_timestep_embed(fd_graph *g, fd_var t, fd_var freqs, fd_dtype dtype);
 
-/** Any of the outputs may be NULL. noise 0: latent is the mean. */
+/** Any of the outputs may be NULL. noise 0: latent is the mean. The outputs are f32. */
 void fd_posterior(fd_graph *g, fd_var moments, fd_var noise, fd_var *mean, fd_var *logvar, fd_var *latent);
 fd_var fd_channel_affine(fd_graph *g, fd_var x, fd_var sub, fd_var mul, int inverse, fd_dtype dtype);
 fd_var fd_pixels(fd_graph *g, fd_var bytes, fd_dtype dtype);

@@ -203,6 +203,7 @@ struct fd_embed_fwd_args {
   fd_tensor *ids, *table, *count, *y;
   unsigned acc;
   float scale;
+  int64_t padding_idx; /* for the backward only: -1, or the row that is not trained */
 };
 /** dtable[ids[r]] += scale dy[r], f32, rows in order; ids equal to padding_idx (>= 0) give nothing. */
 struct fd_embed_bwd_args {
@@ -353,7 +354,7 @@ struct fd_cfg_euler_args {
   unsigned acc;
 };
 
-/** y = x converted; numel(x) divides numel(y), x is repeated along a new leading dimension. f32, bf16. */
+/** y = x converted; numel(x) divides numel(y), x is repeated along a new leading dimension. f32, bf16. acc allowed: y += x. */
 struct fd_cast_args {
   fd_tensor *x, *y;
   unsigned acc;
