@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+// Pictures from prompts: text states, Euler steps of the flow with classifier-free guidance, un-normalised latents, VAE decoder.
+// Invariant: a picture depends on (seed, prompt index, sample) and the batch size alone, never on the number of ranks, since every
+// batch is full and holds the same requests on whatever rank it runs.
+#ifndef FD_EVAL_SAMPLER_H
+#define FD_EVAL_SAMPLER_H
+
+#include "comm/comm.h"
+#include "io/tokenizer.h"
+#include "model/model.h"
+
+/** The models; all borrowed, weights in place. The caller puts moving averages into `dit`'s weights if it wants them. */
+struct fd_sampler_parts {
+  fd_ctx *ctx;
+  fd_model *dit, *text_encoder, *vae;
+  const fd_tokenizer *tokenizer;
+};
+
+struct fd_sampler_config {
+  int64_t batch;              /* pictures of one batch */
+  int64_t height, width;      /* pixels */
+  int num_inference_steps;
+  double guidance_scale;      /* > 1: classifier-free guidance */
+  const char *negative_prompt; /* "" is the empty caption */
+  const char *instruction;    /* put before each prompt, never before the negative one */
+  int64_t max_length;         /* tokens of a prompt */
+  double shift;               /* of the schedule (train/scheduler.h) */
+  int64_t num_train_timesteps;
+  fd_dtype dtype;             /* FD_BF16 or FD_F32 */
+};
+
+struct fd_sample_request {
+  const char *prompt;
+  uint64_t seed;
+  uint32_t prompt_index, sample; /* key of the first latents with the seed */
+};
+
+typedef struct fd_sampler fd_sampler;
+
+/** Builds and plans the graphs. Local. */
+fd_status fd_sampler_create(const struct fd_sampler_parts *parts, const struct fd_sampler_config *config, fd_sampler **out);
+void fd_sampler_destroy(fd_sampler **s);
+/** Bytes of device memory beside the weights. */
+size_t fd_sampler_bytes(const fd_sampler *s);
+
+/** One batch: n <= batch requests (the rest is filled with copies of the last and thrown away); rgb out [n, H, W, 3]. Local. */
+fd_status fd_sampler_run(fd_sampler *s, int n, const struct fd_sample_request *request, unsigned char *rgb);
+
+/** All prompts x n_samples, split over the ranks by whole batches; writes DIR/name(prompt, sample) and, on rank 0, the contact
+ *  sheet DIR/sheet.png (at most 64 pictures). Collective. `names` may be NULL: "%05d.png" by prompt (one sample), else
+ *  "%05d-%02d.png". jpeg: .jpg files instead. */
+fd_status fd_sample_prompts(fd_sampler *s, fd_comm *comm, int n_prompts, const char *const *prompts, int n_samples, uint64_t seed,
+                            const char *dir, bool jpeg, void (*progress)(void *user, int64_t done, int64_t total), void *user);
+
+#endif
