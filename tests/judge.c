@@ -188,8 +188,8 @@ int main(int argc, char **argv) {
       fprintf(stderr, "judge: %s\n", fd_status_message());
       return 3;
     }
-    if (image.width != SIDE || image.height != SIDE) {
-      fprintf(stderr, "judge: %s: %d x %d pixels, expected %d x %d\n", path, image.width, image.height, SIDE, SIDE);
+    if (image.w != SIDE || image.h != SIDE) {
+      fprintf(stderr, "judge: %s: %d x %d pixels, expected %d x %d\n", path, image.w, image.h, SIDE, SIDE);
       return 4;
     }
     measure(templates, image.rgb, &got);
