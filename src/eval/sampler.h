@@ -24,6 +24,7 @@ struct fd_sampler_config {
   const char *negative_prompt; /* "" is the empty caption */
   const char *instruction;    /* put before each prompt, never before the negative one */
   int64_t max_length;         /* tokens of a prompt */
+  int text_index;             /* hidden state of the text encoder that the DiT reads */
   double shift;               /* of the schedule (train/scheduler.h) */
   int64_t num_train_timesteps;
   fd_dtype dtype;             /* FD_BF16 or FD_F32 */
@@ -46,9 +47,9 @@ size_t fd_sampler_bytes(const fd_sampler *s);
 /** One batch: n <= batch requests (the rest is filled with copies of the last and thrown away); rgb out [n, H, W, 3]. Local. */
 fd_status fd_sampler_run(fd_sampler *s, int n, const struct fd_sample_request *request, unsigned char *rgb);
 
-/** All prompts x n_samples, split over the ranks by whole batches; writes DIR/name(prompt, sample) and, on rank 0, the contact
- *  sheet DIR/sheet.png (at most 64 pictures). Collective. `names` may be NULL: "%05d.png" by prompt (one sample), else
- *  "%05d-%02d.png". jpeg: .jpg files instead. */
+/** All prompts x n_samples, split over the ranks by whole batches; writes the pictures and, on rank 0, the contact
+ *  sheet DIR/sheet.png (at most 64 pictures). Files are DIR/<prompt:05>.png, or <prompt:05>-<sample:02>.png with several samples;
+ *  jpeg: .jpg. Collective. */
 fd_status fd_sample_prompts(fd_sampler *s, fd_comm *comm, int n_prompts, const char *const *prompts, int n_samples, uint64_t seed,
                             const char *dir, bool jpeg, void (*progress)(void *user, int64_t done, int64_t total), void *user);
 
