@@ -248,7 +248,8 @@ static void test_spoiled(fd_comm *comm, const char *dir, const char *good) {
   CHECK(fd_comm_barrier(comm) == FD_OK);
   CHECK(read_one(comm, "/nonexistent/step-1.h5", N_ROWS, false, false) == FD_ERR_IO && says("/nonexistent/step-1.h5", "No such file"));
 
-  /* every 97th byte before the data, one at a time: an error, or the bytes meant nothing (padding) and all is read right */
+  /* (HDF5 1.10.8 leaks of its own on some of these: "infinite loop closing library" at exit is that)
+     every 97th byte before the data, one at a time: an error, or the bytes meant nothing (padding) and all is read right */
   if (fd_comm_size(comm) == 1) {
     int found = 0;
     copy_file(good, bad);
@@ -317,7 +318,10 @@ static void test_choose(fd_comm *comm, const char *dir) {
   free(path);
   path = NULL;
   CHECK(fd_checkpoint_choose(comm, dir, "5", &path) == FD_OK && path && strstr(path, "/step-5.h5"));
-  CHECK(fd_checkpoint_choose(comm, ".", path, &path) == FD_OK && strstr(path, "/step-5.h5"));
+  char *same = NULL; /* a path is taken as it is */
+  CHECK(fd_checkpoint_choose(comm, ".", path, &same) == FD_OK && strcmp(same, path) == 0);
+  free(same);
+  free(path);
   path = NULL;
   CHECK(fd_checkpoint_choose(comm, dir, "step-5", &path) == FD_OK && path && strstr(path, "/step-5.h5"));
   free(path);
