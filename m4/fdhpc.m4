@@ -111,6 +111,16 @@ AS_IF([test $fdhpc_cmocka = yes], [fdhpc_version=`$PKG_CONFIG --modversion cmock
 FDHPC_ROW([cmocka], [$fdhpc_version], [make check])
 ])
 
+# FDHPC_COMMIT: which commit this is, for --version: from git, or from the file COMMIT that make dist leaves.
+AC_DEFUN([FDHPC_COMMIT], [
+fdhpc_commit=unknown
+AS_IF([test -f "$srcdir/COMMIT"], [fdhpc_commit=`cat "$srcdir/COMMIT"`],
+    [test -e "$srcdir/.git"], [fdhpc_commit=`git -C "$srcdir" rev-parse --short=12 HEAD 2>/dev/null || echo unknown`])
+AC_DEFINE_UNQUOTED([FD_COMMIT], ["$fdhpc_commit"], [commit this was configured from])
+AC_DEFINE_UNQUOTED([FD_SENTENCEPIECE_VERSION], ["`$PKG_CONFIG --modversion sentencepiece`"], [SentencePiece has no version function])
+AC_DEFINE_UNQUOTED([FD_CONFIGURED_CC], ["$CC"], [compiler this was configured with])
+])
+
 AC_DEFUN([FDHPC_SUMMARY], [
 AS_ECHO(["
 fdhpc $PACKAGE_VERSION is configured: $CC, $CFLAGS

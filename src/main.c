@@ -1,8 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // Finds the command, nothing else.
-#include <stdio.h>
+#include "cmd/cmd.h"
 
-int main(void) {
-  fprintf(stderr, "fdhpc: no command is built yet\n");
-  return 8;
-}
+int main(int argc, char **argv) { return fd_main(argc, argv); }

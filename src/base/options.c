@@ -61,8 +61,7 @@ const struct fd_option *fd_option_find(const char *key) {
   return NULL;
 }
 
-/* Edits (insert, delete, change, swap of neighbours) that turn a into b; long names are cut. */
-static int edit_distance(const char *a, const char *b) {
+int fd_edit_distance(const char *a, const char *b) {
   enum { MOST = 64 };
   int na = (int)strnlen(a, MOST), nb = (int)strnlen(b, MOST);
   int d[MOST + 1][MOST + 1];
@@ -90,11 +89,11 @@ const char *fd_option_nearest(const char *key) {
   for (int i = 0; i < fd_option_count; i++) {
     const struct fd_option *o = &fd_option_table[i];
     if (o->type == FD_OPTION_GROUP_END) continue;
-    int last = edit_distance(last_part(key), last_part(o->key));
+    int last = fd_edit_distance(last_part(key), last_part(o->key));
     int allowed = 1 + (int)strlen(last_part(key)) / 3;
     if (last > allowed) continue;
     /* the right name in the wrong group comes before a similar name in the right one */
-    int cost = 4 * last + edit_distance(key, o->key);
+    int cost = 4 * last + fd_edit_distance(key, o->key);
     if (cost < best_cost) best = o->key, best_cost = cost;
   }
   return best;

@@ -74,6 +74,9 @@ const struct fd_option *fd_option_find(const char *key);
 /** The known key nearest to `key` by edit distance (its last part weighs most), or NULL if none is near. */
 const char *fd_option_nearest(const char *key);
 
+/** Edits (insert, delete, change, swap of neighbours) that turn a into b; only the first 64 characters count. */
+int fd_edit_distance(const char *a, const char *b);
+
 /** Every field at its default. Strings are static. */
 void fd_options_defaults(struct fd_options *opt);
 

@@ -45,9 +45,13 @@ bool fd_run_switch(const struct fd_run *run, const char *name, bool dflt);
 fd_status fd_run_flag_int(const struct fd_run *run, const char *name, int64_t dflt, int64_t lo, int64_t hi, int64_t *out);
 fd_status fd_run_flag_real(const struct fd_run *run, const char *name, double dflt, double lo, double hi, double *out);
 
+/** Text of --version. */
+void fd_version_print(FILE *to);
+
 /** The program: finds the command, starts MPI, reads the configuration, runs, prints the message. Returns the exit code. */
 int fd_main(int argc, char **argv);
 
 /* ---- one line per command, in the order of the help -------------------------------------------------------------- */
+extern const struct fd_command fd_cmd_options;
 
 #endif
