@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+// From options to models: found, opened, laid out, loaded.
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/log.h"
+#include "base/models.h"
+#include "graph/build.h"
+#include "io/safetensors.h"
+#include "train/job.h"
+
+static fd_status open_scheduler(const struct fd_options *opt, fd_scheduler **out) {
+  return fd_scheduler_create(opt->noise_scheduler.num_train_timesteps, opt->noise_scheduler.shift, out);
+}
+
+static fd_status open_prompt(struct fd_parts *p) {
+  fd_status st = FD_OK;
+  const struct fd_options *opt = p->opt;
+  FD_TRY(fd_model_find(opt, "data.tokenizer", opt->data.tokenizer, "", &p->tokenizer_dir));
+  FD_TRY(fd_tokenizer_open(p->tokenizer_dir, &p->tokenizer));
+  if (fd_tokenizer_vocabulary(p->tokenizer) > p->text_encoder->dims.vocab)
+    FD_TRY(FD_FAIL(FD_ERR_CONFIG, "data.tokenizer %s has %d ids, but the text encoder %s knows %lld only", p->tokenizer_dir,
+                   fd_tokenizer_vocabulary(p->tokenizer), p->text_dir, (long long)p->text_encoder->dims.vocab));
+  const struct fd_prompt_config config = {.instruction = opt->data.instruction,
+                                          .max_prompt_length = opt->data.max_prompt_length,
+                                          .apply_chat_template = opt->data.apply_chat_template,
+                                          .add_generation_prompt = opt->data.add_generation_prompt};
+  FD_TRY(fd_prompt_create(p->tokenizer, &config, &p->prompt));
+done:
+  return st;
+}
+
+static fd_status find(const struct fd_options *opt, bool config_only, const char *key, const char *name, const char *subfolder,
+                      char **folder, bool *shipped) {
+  bool here = false;
+  if (!config_only) return fd_model_find(opt, key, name, subfolder, folder);
+  const fd_status st = fd_model_find_config(opt, key, name, subfolder, folder, &here);
+  *shipped = *shipped || here;
+  return st;
+}
+
+fd_status fd_parts_open(const struct fd_options *opt, unsigned flags, struct fd_parts *out) {
+  fd_status st = FD_OK;
+  json_t *json = NULL;
+  struct fd_parts p = {.opt = opt};
+  const bool config_only = flags & FD_PARTS_CONFIG_ONLY;
+  p.dtype = strcmp(opt->trainer.mixed_precision, "bf16") ? FD_F32 : FD_BF16;
+  FD_TRY(fd_lr_parse(opt->lr_scheduler.name, &p.lr));
+  p.density = (struct fd_density){.logit_mean = opt->trainer.logit_mean,
+                                  .logit_std = opt->trainer.logit_std,
+                                  .mode_scale = opt->trainer.mode_scale};
+  FD_TRY(fd_weighting_parse(opt->trainer.weighting_scheme, &p.density.scheme));
+  FD_TRY(open_scheduler(opt, &p.scheduler));
+  FD_TRY(find(opt, config_only, "model.base", opt->model.base, "", &p.text_dir, &p.shipped));
+  FD_TRY(find(opt, config_only, "vae.pretrained_model_name_or_path", opt->vae.pretrained_model_name_or_path, opt->vae.subfolder,
+              &p.vae_dir, &p.shipped));
+  FD_TRY(fd_model_open(p.text_dir, &p.text_encoder));
+  FD_TRY(fd_model_open(p.vae_dir, &p.vae));
+  if (p.text_encoder->cls->family != FD_FAMILY_TEXT)
+    FD_TRY(FD_FAIL(FD_ERR_CONFIG, "model.base: %s holds a %s, wanted a text encoder", p.text_dir, p.text_encoder->cls->name));
+  if (p.vae->cls->family != FD_FAMILY_VAE)
+    FD_TRY(FD_FAIL(FD_ERR_CONFIG, "vae.pretrained_model_name_or_path: %s holds a %s, wanted a VAE", p.vae_dir, p.vae->cls->name));
+  FD_TRY(fd_dit_config(opt, p.text_encoder->json, &json));
+  FD_TRY(fd_model_create("model", json, &p.dit));
+  if (!config_only) FD_TRY(open_prompt(&p));
+  *out = p;
+  memset(&p, 0, sizeof p);
+done:
+  json_decref(json);
+  fd_parts_close(&p);
+  return st;
+}
+
+void fd_parts_close(struct fd_parts *p) {
+  fd_prompt_destroy(&p->prompt);
+  fd_tokenizer_destroy(&p->tokenizer);
+  fd_model_destroy(&p->dit);
+  fd_model_destroy(&p->text_encoder);
+  fd_model_destroy(&p->vae);
+  fd_scheduler_destroy(&p->scheduler);
+  free(p->text_dir);
+  free(p->vae_dir);
+  free(p->tokenizer_dir);
+  memset(p, 0, sizeof *p);
+}
+
+void fd_parts_step(const struct fd_parts *p, int64_t max_length, struct fd_step_config *out) {
+  const struct fd_options *opt = p->opt;
+  *out = (struct fd_step_config){.dit = p->dit,
+                                 .text_encoder = p->text_encoder,
+                                 .vae = p->vae,
+                                 .dtype = p->dtype,
+                                 .batch = opt->data.batch_size,
+                                 .accumulation = opt->trainer.gradient_accumulation_steps,
+                                 .height = opt->data.resolution,
+                                 .width = opt->data.resolution,
+                                 .max_length = max_length,
+                                 .text_index = (int)opt->model.text_hidden_states_index,
+                                 .precondition = opt->trainer.precondition_outputs,
+                                 .checkpointing = opt->trainer.enable_gradient_checkpointing,
+                                 .optim = {.zero_stage = opt->trainer.zero_stage,
+                                           .beta1 = opt->optimizer.betas[0],
+                                           .beta2 = opt->optimizer.betas[1],
+                                           .eps = opt->optimizer.eps,
+                                           .weight_decay = opt->optimizer.weight_decay,
+                                           .max_norm = opt->trainer.gradient_clipping,
+                                           .ema = opt->ema.update_steps > 0}};
+}
+
+fd_status fd_parts_layout(struct fd_parts *p, int ranks) {
+  fd_status st = FD_OK;
+  FD_TRY(fd_params_layout(p->dit->params, true, ranks));
+  FD_TRY(fd_params_layout(p->text_encoder->params, false, ranks));
+  FD_TRY(fd_params_layout(p->vae->params, false, ranks));
+done:
+  return st;
+}
+
+fd_status fd_parts_load(struct fd_parts *p, fd_ctx *ctx, fd_comm *comm) {
+  fd_status st = FD_OK;
+  FD_TRY(fd_params_alloc(p->dit->params, ctx, p->dtype, true));
+  FD_TRY(fd_params_alloc(p->text_encoder->params, ctx, p->dtype, false));
+  FD_TRY(fd_params_alloc(p->vae->params, ctx, p->dtype, false));
+  FD_TRY(fd_model_load(p->text_encoder, p->text_dir, NULL, NULL));
+  FD_TRY(fd_model_load(p->vae, p->vae_dir, NULL, NULL));
+done:
+  return fd_agree(comm, st);
+}
+
+static fd_status hash_folder(fd_comm *comm, const char *dir, char hash[17]) {
+  fd_status st = FD_OK;
+  fd_safetensors *files = NULL;
+  const char **paths = NULL;
+  int n = 0;
+  FD_TRY(fd_safetensors_open(dir, &files));
+  const int count = fd_safetensors_count(files);
+  paths = calloc((size_t)count + 1, sizeof *paths);
+  if (!paths) FD_TRY(FD_FAIL(FD_ERR_NOMEM, "no memory for %d names", count));
+  for (int i = 0; i < count; i++) {
+    const int file = fd_safetensors_at(files, i)->file;
+    if (file >= n) n = file + 1;
+    paths[file] = fd_safetensors_path(files, i);
+  }
+  int used = 0; /* a file without tensors has no path here */
+  for (int i = 0; i < n; i++)
+    if (paths[i]) paths[used++] = paths[i];
+  FD_TRY(fd_checkpoint_hash_files(comm, used, paths, hash));
+done:
+  free(paths);
+  fd_safetensors_close(&files);
+  return st;
+}
+
+fd_status fd_parts_hash(const struct fd_parts *p, fd_comm *comm, char vae[17], char text[17]) {
+  fd_status st = FD_OK;
+  FD_TRY(hash_folder(comm, p->vae_dir, vae));
+  FD_TRY(hash_folder(comm, p->text_dir, text));
+done:
+  return fd_agree(comm, st);
+}
+
+fd_status fd_matmul_peak(fd_ctx *ctx, fd_dtype dtype, double *flop_per_s) {
+  fd_status st = FD_OK;
+  fd_graph *g = NULL;
+  void *memory[2] = {NULL, NULL}, *arena = NULL;
+  size_t bytes = 0;
+  const int64_t n = strcmp(ctx->backend->name, "cpu") ? 8192 : 1024, shape[] = {n, n};
+  double best = 0;
+  FD_TRY(fd_graph_create(ctx, "peak", &g));
+  const fd_var x = fd_graph_external(g, "x", dtype, 2, shape, 0), w = fd_graph_external(g, "w", dtype, 2, shape, FD_T_CONST);
+  fd_graph_keep(g, fd_linear(g, x, w, 0, 0));
+  FD_TRY(fd_graph_plan(g, &bytes));
+  for (int i = 0; i < 2; i++) FD_TRY(ctx->backend->alloc(ctx, (size_t)(n * n) * fd_dtype_bytes(dtype), &memory[i]));
+  FD_TRY(ctx->backend->alloc(ctx, bytes, &arena));
+  FD_TRY(fd_graph_attach(g, arena, bytes));
+  fd_graph_bind(g, x, memory[0]);
+  fd_graph_bind(g, w, memory[1]);
+  for (int i = 0; i < 4; i++) { /* the first creates what the others use */
+    struct timespec a, b;
+    FD_TRY(ctx->backend->sync(ctx));
+    clock_gettime(CLOCK_MONOTONIC, &a);
+    FD_TRY(fd_graph_run(g));
+    FD_TRY(ctx->backend->sync(ctx));
+    clock_gettime(CLOCK_MONOTONIC, &b);
+    const double s = (double)(b.tv_sec - a.tv_sec) + 1e-9 * (double)(b.tv_nsec - a.tv_nsec);
+    const double rate = 2.0 * (double)(n * n) * (double)n / s;
+    if (rate > best) best = rate;
+  }
+  *flop_per_s = best;
+done:
+  fd_graph_destroy(&g);
+  for (int i = 0; i < 2; i++)
+    if (memory[i]) ctx->backend->free(ctx, memory[i]);
+  if (arena) ctx->backend->free(ctx, arena);
+  return st;
+}
