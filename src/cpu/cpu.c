@@ -9,6 +9,7 @@
 
 /* Ops that have a kernel, in the order of ops.def. */
 #define KERNELS(K) \
+  K(matmul) \
   K(reduce_start)  \
   K(reduce_wait)
 
