@@ -57,7 +57,7 @@ OT_UNUSED __attribute__((format(printf, 2, 3))) static void ot_what(struct ot *t
 
 /* ---- values ------------------------------------------------------------------------------------------------------ */
 
-static double ot_get(const fd_tensor *x, int64_t i) {
+OT_UNUSED static double ot_get(const fd_tensor *x, int64_t i) {
   switch (x->dtype) {
     case FD_F32: return ((const float *)x->data)[i];
     case FD_BF16: return fd_bf16_to_f32(((const fd_bf16 *)x->data)[i]);
@@ -166,7 +166,7 @@ static void ot_check_guards(struct ot *t, const char *op) {
 }
 
 /** Prepare and run; both must be FD_OK. Scratch is exactly what was asked for, poisoned and guarded. */
-static void ot_run(struct ot *t, enum fd_op op, const void *args) {
+OT_UNUSED static void ot_run(struct ot *t, enum fd_op op, const void *args) {
   const char *name = fd_op_info(op)->name;
   size_t bytes = 0;
   t->checks++;
@@ -210,13 +210,15 @@ OT_UNUSED static void ot_misuse(struct ot *t, enum fd_op op, const void *args, c
 
 static double ot_eps(fd_dtype dtype) { return dtype == FD_BF16 ? 0x1p-8 : dtype == FD_F64 ? 0x1p-52 : 0x1p-23; }
 
-/** |x - ref| <= c (eps(dtype of x) |ref| + eps(`inner`) sqrt(terms) size) for every element, size being the root mean square of
- *  ref. `inner`: the type in which sums are formed (FD_F32 nearly always); c = 4 unless there is a reason. */
-static void ot_compare(struct ot *t, const char *name, const fd_tensor *x, const double *ref, double terms, double c, int line) {
+/** |x - ref| <= c (eps(dtype of x) |ref| + eps(f32) sqrt(terms) size) for every element: rounded once to its type, summed in
+ *  f32. size is the root mean square of ref, or `least_size` if that is more: the size of what is summed, where the sum may
+ *  cancel. c = 4 unless there is a reason. */
+OT_UNUSED static void ot_compare(struct ot *t, const char *name, const fd_tensor *x, const double *ref, double terms, double c, double least_size,
+                       int line) {
   int64_t n = fd_tensor_numel(x), worst = -1;
   double square = 0, most = 1;
   for (int64_t i = 0; i < n; i++) square += ref[i] * ref[i];
-  double size = n ? sqrt(square / (double)n) : 0;
+  double size = fmax(least_size, n ? sqrt(square / (double)n) : 0);
   t->checks++;
   for (int64_t i = 0; i < n; i++) {
     double v = ot_get(x, i), tol = c * (ot_eps(x->dtype) * fabs(ref[i]) + 0x1p-23 * sqrt(terms) * (fabs(ref[i]) + size)) + 1e-37;
@@ -227,8 +229,9 @@ static void ot_compare(struct ot *t, const char *name, const fd_tensor *x, const
     OT_FAIL(t, "line %d: %s[%lld] = %.9g, expected %.9g: %.3g times the tolerance", line, name, (long long)worst,
             ot_get(x, worst), ref[worst], most);
 }
-#define OT_COMPARE(t, x, ref, terms) ot_compare(t, #x, x, ref, terms, 4, __LINE__)
-#define OT_COMPARE_C(t, x, ref, terms, c) ot_compare(t, #x, x, ref, terms, c, __LINE__)
+#define OT_COMPARE(t, x, ref, terms) ot_compare(t, #x, x, ref, terms, 4, 0, __LINE__)
+#define OT_COMPARE_C(t, x, ref, terms, c) ot_compare(t, #x, x, ref, terms, c, 0, __LINE__)
+#define OT_COMPARE_SIZE(t, x, ref, terms, least_size) ot_compare(t, #x, x, ref, terms, 4, least_size, __LINE__)
 
 /** Gradient of a double-precision function of x[0..n-1] by central differences. To turn a reference of the forward op into
  *  elementwise gradients: f returns sum over outputs of dy y. */
@@ -286,7 +289,7 @@ OT_UNUSED static void ot_finite_difference(struct ot *t, enum fd_op fwd, const v
 
 /* ---- the program --------------------------------------------------------------------------------------------------- */
 
-static int ot_main(void (*body)(struct ot *)) {
+OT_UNUSED static int ot_main(void (*body)(struct ot *)) {
   static struct ot t;
   for (int threads = 1; threads <= 3; threads += 2) {
     if (fd_ctx_create(&fd_cpu_backend, threads, NULL, &t.ctx) != FD_OK) {

@@ -10,7 +10,20 @@
 /* Ops that have a kernel, in the order of ops.def. */
 #define KERNELS(K) \
   K(matmul) \
-  K(reduce_start)  \
+  K(add_fwd) \
+  K(act_fwd) \
+  K(act_bwd) \
+  K(geglu_fwd) \
+  K(geglu_bwd) \
+  K(rmsnorm_fwd) \
+  K(rmsnorm_bwd) \
+  K(gate_residual_fwd) \
+  K(gate_residual_bwd) \
+  K(embed_fwd) \
+  K(embed_bwd) \
+  K(cast) \
+  K(fill) \
+  K(reduce_start) \
   K(reduce_wait)
 
 #define K(name) .name = cpu_##name,

@@ -66,6 +66,12 @@ static inline void cpu_share(int64_t n, int64_t step, int64_t *lo, int64_t *hi) 
 
 static inline size_t cpu_align(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
 
+/** Pieces for each of M groups of `rows` rows whose sums are wanted: enough for threads, few enough that slots cost little. */
+static inline int64_t cpu_pieces(int64_t M, int64_t rows) {
+  int64_t by_rows = (rows + 31) / 32, by_slots = M < 256 ? 256 / (M ? M : 1) : 1;
+  int64_t n = by_rows < by_slots ? by_rows : by_slots;
+  return n < 1 ? 1 : n;
+}
 /** Piece `i` of `n_pieces` of n rows: the fixed cut behind sums over rows. */
 static inline int64_t cpu_cut(int64_t n, int64_t n_pieces, int64_t i) { return n * i / n_pieces; }
 

@@ -114,7 +114,7 @@ CPU_INLINE float cpu_tanhf(float x) {
 /** ln x; x < 0 gives NaN, 0 gives -infinity, infinity itself. Subnormals too. */
 CPU_INLINE float cpu_logf(float x) {
   bool tiny = x < 1.17549435e-38f;
-  float y = tiny ? x * 8388608.0f : x;
+  float y = x * (tiny ? 8388608.0f : 1.0f);
   uint32_t u = cpu_bits(y);
   uint32_t k = u - 0x3f3504f3u; /* mantissa in sqrt(1/2) .. sqrt(2) */
   float e = (float)((int32_t)k >> 23) - (tiny ? 23.0f : 0.0f);
@@ -134,7 +134,7 @@ CPU_INLINE float cpu_logf(float x) {
   r = cpu_fma(e, 0.693359375f, r);
   r = x == 0.0f ? -__builtin_inff() : r;
   r = x < 0.0f ? __builtin_nanf("") : r;
-  r = x > 3.40282347e38f || x != x ? x : r;
+  r = (x > 3.40282347e38f) | (x != x) ? x : r;
   return r;
 }
 
@@ -182,6 +182,33 @@ CPU_INLINE float cpu_erff(float x) {
   float y = t > 0.927734375f ? far : near;
   return cpu_from_bits(cpu_bits(y) | (cpu_bits(x) & 0x80000000u));
 }
+
+/* ---- sums -------------------------------------------------------------------------------------------------------- */
+
+/* A sum over a row is formed in this many lanes, element i in lane i mod CPU_LANES, whatever the CPU's vectors are:
+ * the order of additions, and so the result, is the same at every level. */
+enum { CPU_LANES = 32 };
+
+CPU_INLINE float cpu_lanes_sum(float *lane) {
+  for (int w = CPU_LANES / 2; w > 0; w /= 2)
+    for (int l = 0; l < w; l++) lane[l] += lane[l + w];
+  return lane[0];
+}
+
+/** lane[] += EXPR for i = 0 .. n-1, EXPR an expression in `i`. */
+#define CPU_LANES_ADD(lane, n, EXPR)                                                \
+  do {                                                                              \
+    int64_t lanes_at = 0;                                                           \
+    for (; lanes_at + CPU_LANES <= (n); lanes_at += CPU_LANES)                      \
+      for (int lanes_l = 0; lanes_l < CPU_LANES; lanes_l++) {                       \
+        const int64_t i = lanes_at + lanes_l;                                       \
+        (lane)[lanes_l] += (EXPR);                                                  \
+      }                                                                             \
+    for (int lanes_l = 0; lanes_at + lanes_l < (n); lanes_l++) {                    \
+      const int64_t i = lanes_at + lanes_l;                                         \
+      (lane)[lanes_l] += (EXPR);                                                    \
+    }                                                                               \
+  } while (0)
 
 /** 1 / (1 + e^-x). */
 CPU_INLINE float cpu_sigmoidf(float x) { return 1.0f / (1.0f + cpu_expf_bounded(-x)); }
