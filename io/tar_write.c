@@ -29,8 +29,8 @@ fd_status fd_tar_writer_create(const char *path, fd_tar_writer **out) {
   w->a = archive_write_new();
   if (!w->path || !w->part || !w->a) FD_TRY(FD_FAIL(FD_ERR_NOMEM, "%s: no memory", path));
   /* names are bytes: without this, libarchive in the C locale cannot store those that are not ASCII */
+  /* without hdrcharset: it would put a PAX header before every member */
   if (archive_write_set_format_pax_restricted(w->a) != ARCHIVE_OK ||
-      archive_write_set_options(w->a, "hdrcharset=BINARY") != ARCHIVE_OK ||
       archive_write_open_filename(w->a, w->part) != ARCHIVE_OK)
     FD_TRY(tar_fail(w, "create"));
   *out = w;
