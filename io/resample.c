@@ -18,7 +18,7 @@
 #endif
 
 typedef uint8_t u8x16 __attribute__((vector_size(16)));
-typedef int32_t i32x16 __attribute__((vector_size(64)));
+typedef int32_t i32x8 __attribute__((vector_size(32)));
 
 enum { BITS = 22, ROWS = 16 };
 
@@ -81,11 +81,18 @@ static inline __attribute__((always_inline)) void transpose16(const uint8_t *con
   for (int i = 0; i < ROWS; i++) memcpy(dst + (size_t)i * dst_stride, &m[i], sizeof m[i]);
 }
 
-static inline __attribute__((always_inline)) void clip_store(const i32x16 *sum, uint8_t *dst) {
-  i32x16 v = *sum >> BITS, high = v > 255;
-  v = ((v & ~high) | (high & 255)) & (v > 0);
-  u8x16 bytes = __builtin_convertvector(v, u8x16);
-  memcpy(dst, &bytes, sizeof bytes);
+/* Loops, since gcc 12 converts vectors of bytes (__builtin_convertvector) element by element. */
+static inline __attribute__((always_inline)) void add_product(i32x8 *sum, const uint8_t *p, int32_t k) {
+  i32x8 v;
+  for (int i = 0; i < 8; i++) v[i] = p[i];
+  *sum += v * k;
+}
+
+static inline __attribute__((always_inline)) void clip_store(const i32x8 *sum, uint8_t *dst) {
+  for (int i = 0; i < 8; i++) {
+    const int32_t v = (*sum)[i] >> BITS;
+    dst[i] = (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v);
+  }
 }
 
 /* 16 rows (pointers to their pixel 0) -> 16 rows of ax->n pixels at `out`. t: (hi - lo) * 3 rounded up to 16 vectors;
@@ -102,17 +109,11 @@ CLONES static void columns_16_rows(const uint8_t *const row[ROWS], const struct 
     const int32_t *k = ax->k + (size_t)i * (size_t)ax->ksize;
     const uint8_t *p = t + (size_t)(ax->a[i] - ax->lo) * 48;
     const int taps = ax->taps[i];
-    i32x16 r = (i32x16){} + (1 << (BITS - 1)), g = r, b = r;
-    for (int x = 0; x < taps; x++, p += 48) {
-      u8x16 v[3];
-      memcpy(v, p, sizeof v);
-      r += __builtin_convertvector(v[0], i32x16) * k[x];
-      g += __builtin_convertvector(v[1], i32x16) * k[x];
-      b += __builtin_convertvector(v[2], i32x16) * k[x];
-    }
-    clip_store(&r, o + (size_t)i * 48);
-    clip_store(&g, o + (size_t)i * 48 + 16);
-    clip_store(&b, o + (size_t)i * 48 + 32);
+    i32x8 sum[6];
+    for (int c = 0; c < 6; c++) sum[c] = (i32x8){} + (1 << (BITS - 1));
+    for (int x = 0; x < taps; x++, p += 48)
+      for (int c = 0; c < 6; c++) add_product(&sum[c], p + 8 * c, k[x]);
+    for (int c = 0; c < 6; c++) clip_store(&sum[c], o + (size_t)i * 48 + 8 * c);
   }
   for (int b = 0; b < bytes_out; b += 16) { /* rows of `out` are padded to 16 bytes */
     const uint8_t *src[ROWS];
@@ -125,17 +126,13 @@ CLONES static void columns_16_rows(const uint8_t *const row[ROWS], const struct 
 CLONES static void rows_1(const uint8_t *in, size_t in_stride, const int32_t *k, int taps, size_t bytes, uint8_t *out) {
   size_t x = 0;
   for (; x < bytes; x += 32) { /* may read 31 bytes behind the row's end */
-    i32x16 s0 = (i32x16){} + (1 << (BITS - 1)), s1 = s0;
+    i32x8 sum[4];
+    for (int c = 0; c < 4; c++) sum[c] = (i32x8){} + (1 << (BITS - 1));
     const uint8_t *p = in + x;
-    for (int y = 0; y < taps; y++, p += in_stride) {
-      u8x16 v[2];
-      memcpy(v, p, sizeof v);
-      s0 += __builtin_convertvector(v[0], i32x16) * k[y];
-      s1 += __builtin_convertvector(v[1], i32x16) * k[y];
-    }
+    for (int y = 0; y < taps; y++, p += in_stride)
+      for (int c = 0; c < 4; c++) add_product(&sum[c], p + 8 * c, k[y]);
     uint8_t done[32];
-    clip_store(&s0, done);
-    clip_store(&s1, done + 16);
+    for (int c = 0; c < 4; c++) clip_store(&sum[c], done + 8 * c);
     if (x + 32 <= bytes)
       memcpy(out + x, done, 32);
     else
