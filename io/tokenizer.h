@@ -11,11 +11,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "base/status.h"
-
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+#include "base/status.h"
 
 typedef struct fd_tokenizer fd_tokenizer;
 
