@@ -105,9 +105,10 @@ struct Json {
   ~Json() { json_decref(value); }
 };
 
+/* Integers as reals: model_max_length is 10^30 in published files. */
 fd_status load_json(const std::string &path, Json *out) {
   json_error_t error;
-  out->value = json_load_file(path.c_str(), JSON_ALLOW_NUL, &error);
+  out->value = json_load_file(path.c_str(), JSON_ALLOW_NUL | JSON_DECODE_INT_AS_REAL, &error);
   if (!out->value) return FD_FAIL(FD_ERR_FORMAT, "%s: line %d: %s", path.c_str(), error.line, error.text);
   if (!json_is_object(out->value)) return FD_FAIL(FD_ERR_FORMAT, "%s: not a JSON object", path.c_str());
   return FD_OK;
@@ -322,10 +323,12 @@ fd_status fd_prompt_create(const fd_tokenizer *t, const struct fd_prompt_config 
   fd_prompt *p = new (std::nothrow) fd_prompt{t, instruction, config->apply_chat_template, config->add_generation_prompt, 0, 0};
   if (!p) return FD_FAIL(FD_ERR_NOMEM, "no memory for a prompt");
   Ids count = {nullptr, 0, 0};
-  if (p->chat)
-    encode(t, render_chat(p, p->instruction), &count); /* the whole empty turn */
-  else if (!p->instruction.empty())
-    encode(t, strip_right(p->instruction), &count);    /* the blank at its end joins the caption's first word */
+  if (p->chat) {
+    encode(t, render_chat(p, p->instruction), &count); /* the whole empty turn, but for bos */
+    count.n--;
+  } else if (!p->instruction.empty()) {
+    encode(t, strip_right(p->instruction), &count); /* the blank at its end joins the caption's first word */
+  }
   p->instruction_length = count.n;
   p->length = config->max_prompt_length + count.n;
   *out = p;
@@ -342,14 +345,13 @@ int64_t fd_prompt_length(const fd_prompt *p) { return p->length; }
 
 int64_t fd_prompt_encode(const fd_prompt *p, const char *caption, size_t bytes, int32_t *ids) {
   Ids out = {ids, 0, p->length};
-  if (bytes > 0 && p->chat) {
-    encode(p->tokenizer, render_chat(p, p->instruction + std::string(caption, bytes)), &out);
+  std::string text;
+  if (caption) text.append(p->instruction).append(caption, bytes);
+  if (p->chat && !text.empty()) {
+    encode(p->tokenizer, render_chat(p, text), &out);
   } else {
     if (p->tokenizer->bos >= 0) out.push(p->tokenizer->bos);
-    if (bytes > 0 && p->instruction.empty())
-      encode(p->tokenizer, std::string_view(caption, bytes), &out);
-    else if (bytes > 0)
-      encode(p->tokenizer, p->instruction + std::string(caption, bytes), &out);
+    encode(p->tokenizer, text, &out);
   }
   return out.n < p->length ? out.n : p->length;
 }

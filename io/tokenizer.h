@@ -52,12 +52,12 @@ typedef struct fd_prompt fd_prompt;
 /** FD_ERR_UNSUPPORTED for a chat template that is not Gemma's; FD_ERR_CONFIG if max_prompt_length < 1. */
 fd_status fd_prompt_create(const fd_tokenizer *t, const struct fd_prompt_config *config, fd_prompt **out);
 void fd_prompt_destroy(fd_prompt **p);
-/** Tokens of the instruction (with a chat template: of the empty turn around it), by which rows are longer. */
+/** Tokens of the instruction (with a chat template: and of the empty turn around it, bos not counted), by which rows are longer. */
 int64_t fd_prompt_instruction_length(const fd_prompt *p);
 /** max_prompt_length + instruction length: the most ids that fd_prompt_encode gives, and the padded row's length. */
 int64_t fd_prompt_length(const fd_prompt *p);
-/** ids of a caption, cut from the right to fd_prompt_length. An empty caption is a dropped one: only bos, no
- *  instruction, no template. `ids` has room for fd_prompt_length. Returns their number (>= 0). */
+/** ids of instruction + caption, cut from the right to fd_prompt_length. caption NULL is a dropped one: no instruction. A text
+ *  that is empty gives bos alone, without template. `ids` has room for fd_prompt_length. Returns their number (>= 0). */
 int64_t fd_prompt_encode(const fd_prompt *p, const char *caption, size_t bytes, int32_t *ids);
 
 #ifdef __cplusplus
