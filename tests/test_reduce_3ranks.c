@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+// The ops reduce_start and reduce_wait through a graph on the CPU backend, on 1, 2 and 3 ranks: other ops run between them, the value
+// is not touched, and what comes after the wait reads the sum. Exact: small integers.
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "comm/comm.h"
+#include "graph/backend.h"
+#include "graph/build.h"
+
+static int failed;
+#define CHECK(c)                                                                                            \
+  do {                                                                                                      \
+    if (!(c)) failed = 1, fprintf(stderr, "%s:%d: %s (%s)\n", __FILE__, __LINE__, #c, fd_status_message()); \
+  } while (0)
+
+enum { ROWS = 37, COLS = 19, N = ROWS * COLS };
+
+static void test_graph(fd_comm *comm, fd_dtype dtype) {
+  const struct fd_backend *backend = NULL;
+  fd_ctx *ctx = NULL;
+  fd_graph *g = NULL;
+  size_t bytes = 0;
+  void *arena = NULL;
+  const int64_t shape[2] = {ROWS, COLS}, one[1] = {1};
+  CHECK(fd_backend_find("cpu", &backend) == FD_OK && fd_ctx_create(backend, 1, comm, &ctx) == FD_OK);
+  if (!ctx) return;
+  CHECK(fd_graph_create(ctx, "reduce", &g) == FD_OK);
+  fd_var x = fd_graph_input(g, "x", dtype, 2, shape), z = fd_graph_input(g, "z", dtype, 2, shape), d = fd_graph_input(g, "d", FD_F64, 1, one);
+  fd_graph_emit(g, FD_OP_reduce_start, &(struct fd_reduce_start_args){.request = 4}, &x);
+  fd_graph_emit(g, FD_OP_reduce_start, &(struct fd_reduce_start_args){.request = 0}, &d);
+  fd_var y = fd_add(g, z, z, 0); /* runs beside it; then its memory is free again */
+  y = fd_add(g, y, z, 0);
+  fd_graph_emit(g, FD_OP_reduce_wait, &(struct fd_reduce_wait_args){.request = 4}, &x);
+  fd_graph_emit(g, FD_OP_reduce_wait, &(struct fd_reduce_wait_args){.request = 0}, &d);
+  fd_var sum = fd_add(g, x, y, 0);
+  fd_graph_keep(g, sum);
+  CHECK(fd_graph_plan(g, &bytes) == FD_OK && backend->alloc(ctx, bytes, &arena) == FD_OK && fd_graph_attach(g, arena, bytes) == FD_OK);
+  for (int step = 0; step < 3; step++) { /* the same graph every step, its requests free again */
+    float f[N], zeros_are_not[N];
+    fd_bf16 h[N], hz[N];
+    for (int i = 0; i < N; i++) {
+      f[i] = (float)((comm->rank + 1) * (i % 5) + step);
+      zeros_are_not[i] = (float)(i % 3);
+      h[i] = fd_f32_to_bf16(f[i]);
+      hz[i] = fd_f32_to_bf16(zeros_are_not[i]);
+    }
+    double mine = 0.5 * (comm->rank + 1), all = 0;
+    size_t size = N * fd_dtype_bytes(dtype);
+    CHECK(fd_graph_set(g, x, dtype == FD_F32 ? (void *)f : (void *)h, size) == FD_OK);
+    CHECK(fd_graph_set(g, z, dtype == FD_F32 ? (void *)zeros_are_not : (void *)hz, size) == FD_OK);
+    CHECK(fd_graph_set(g, d, &mine, sizeof mine) == FD_OK);
+    CHECK(fd_graph_run(g) == FD_OK);
+    CHECK(fd_graph_read(g, sum, dtype == FD_F32 ? (void *)f : (void *)h, size) == FD_OK);
+    CHECK(fd_graph_read(g, d, &all, sizeof all) == FD_OK);
+    int n = comm->size, wrong = 0;
+    for (int i = 0; i < N; i++)
+      wrong += (dtype == FD_F32 ? f[i] : fd_bf16_to_f32(h[i])) != (float)(n * (n + 1) / 2 * (i % 5) + n * step + 3 * (i % 3));
+    CHECK(wrong == 0 && all == 0.25 * n * (n + 1));
+  }
+  fd_graph_destroy(&g);
+  backend->free(ctx, arena);
+  fd_ctx_destroy(&ctx);
+}
+
+int main(void) {
+  fd_comm *world = NULL;
+  if (fd_comm_create(&world) != FD_OK) return fprintf(stderr, "%s\n", fd_status_message()), 1;
+  for (int size = 1; size <= world->size && size <= 3; size++) {
+    fd_comm *comm = NULL;
+    CHECK(fd_comm_split(world, world->rank < size ? 0 : -1, &comm) == FD_OK);
+    if (comm) {
+      test_graph(comm, FD_F32);
+      test_graph(comm, FD_BF16);
+    }
+    fd_comm_destroy(&comm);
+  }
+  int64_t any = failed;
+  CHECK(fd_comm_allreduce_i64(world, &any, 1, FD_COMM_MAX) == FD_OK);
+  fd_comm_destroy(&world);
+  return failed || any;
+}
