@@ -219,7 +219,8 @@ struct gradient_test {
   const void *user;
   int n;
   struct leaf leaf[MAX_LEAVES];
-  int64_t rows; /* of the output that are read; 0: all */
+  int64_t rows; /* of the output, and of leaf 0, that are in use; 0: all */
+  unsigned bf16; /* leaves that a second run holds in bf16; its gradients are those of f32 up to rounding */
 };
 
 struct bound {
@@ -228,7 +229,7 @@ struct bound {
   fd_var out, dout, leaf[MAX_LEAVES];
 };
 
-static struct bound graphtest_open(fd_ctx *ctx, const struct gradient_test *t, float **data, float **grad) {
+static struct bound graphtest_open(fd_ctx *ctx, const struct gradient_test *t, unsigned bf16, float **data, float **grad) {
   struct bound b = {0};
   fd_var want[MAX_LEAVES] = {0};
   size_t bytes = 0;
@@ -236,7 +237,7 @@ static struct bound graphtest_open(fd_ctx *ctx, const struct gradient_test *t, f
   for (int i = 0; i < t->n; i++) {
     char name[32];
     snprintf(name, sizeof name, "leaf%d", i);
-    b.leaf[i] = fd_graph_external(b.g, name, t->leaf[i].dtype, t->leaf[i].ndim, t->leaf[i].shape, 0);
+    b.leaf[i] = fd_graph_external(b.g, name, bf16 >> i & 1 ? FD_BF16 : t->leaf[i].dtype, t->leaf[i].ndim, t->leaf[i].shape, 0);
     if (!grad || !t->leaf[i].wanted) continue;
     int64_t n = fd_tensor_numel(fd_graph_get(b.g, b.leaf[i]));
     if (t->leaf[i].wanted == 1) want[i] = fd_graph_external(b.g, "gradient", FD_F32, 1, &n, 0);
@@ -274,6 +275,63 @@ static double graphtest_loss(struct bound *b, const float *cotangent, int64_t us
   return sum;
 }
 
+/** Read n floats of v, whatever its type. */
+static void graphtest_read(fd_graph *g, fd_var v, float *out, int64_t n) {
+  const fd_tensor *t = fd_graph_get(g, v);
+  void *raw = malloc((size_t)(n + 1) * 4);
+  OK(fd_graph_read(g, v, raw, (size_t)n * fd_dtype_bytes(t->dtype)));
+  if (fd_convert(out, FD_F32, raw, t->dtype, n) != 0) failed = 1;
+  free(raw);
+}
+
+/* The same graph with some leaves in bf16, whose values are exact: gradients agree to a few roundings of bf16. */
+static void check_bf16(fd_ctx *ctx, const struct gradient_test *t, float *const *data, const int64_t *numel, const float *cotangent, int64_t used,
+                       struct bound *with) {
+  float *half[MAX_LEAVES], *grad[MAX_LEAVES];
+  for (int i = 0; i < t->n; i++) {
+    half[i] = data[i];
+    grad[i] = calloc((size_t)numel[i] + 1, sizeof(float));
+    for (int64_t k = 0; k < numel[i]; k++) grad[i][k] = (float)(k % 7) - 3;
+    if (!(t->bf16 >> i & 1)) continue;
+    half[i] = aligned_alloc(64, ((size_t)numel[i] * 2 + 128) / 64 * 64);
+    fd_convert(half[i], FD_BF16, data[i], FD_F32, numel[i]);
+  }
+  struct bound b = graphtest_open(ctx, t, t->bf16, half, grad);
+  const fd_tensor *dy = fd_graph_get(b.g, b.dout);
+  int64_t n_out = fd_tensor_numel(dy);
+  void *raw = malloc((size_t)(n_out + 1) * 4);
+  fd_convert(raw, dy->dtype, cotangent, FD_F32, n_out);
+  if (failed) goto done;
+  OK(fd_graph_set(b.g, b.dout, raw, (size_t)n_out * fd_dtype_bytes(dy->dtype)));
+  OK(fd_graph_run(b.g));
+  for (int i = -1; i < t->n; i++) {
+    if (i >= 0 && !t->leaf[i].wanted) continue;
+    int64_t n = i < 0 ? used : i == 0 && t->rows ? t->rows * (numel[0] / t->leaf[0].shape[0]) : numel[i];
+    float *p = malloc((size_t)(n + 1) * sizeof *p), *q = malloc((size_t)(n + 1) * sizeof *q);
+    graphtest_read(b.g, i < 0 ? b.out : fd_graph_grad(b.g, b.leaf[i]), p, n);
+    graphtest_read(with->g, i < 0 ? with->out : fd_graph_grad(with->g, with->leaf[i]), q, n);
+    double largest = 1e-3, error = 0;
+    for (int64_t k = 0; k < n; k++) {
+      float start = i >= 0 && t->leaf[i].wanted == 1 ? (float)(k % 7) - 3 : 0;
+      if (fabs(q[k] - start) > largest) largest = fabs(q[k] - start);
+      if (!(fabs((double)p[k] - q[k]) <= error)) error = fabs((double)p[k] - q[k]);
+    }
+    if (!(error <= 8 * 0x1p-8 * largest)) {
+      failed = 1;
+      printf("%s in bf16: %s %d: error %g, largest %g\n", t->name, i < 0 ? "output" : "gradient of leaf", i, error, largest);
+    }
+    free(p);
+    free(q);
+  }
+done:
+  graphtest_close(ctx, &b);
+  for (int i = 0; i < t->n; i++) {
+    if (half[i] != data[i]) free(half[i]);
+    free(grad[i]);
+  }
+  free(raw);
+}
+
 /** Gradients of sum(out * cotangent), out and leaves in f32, against differences of fourth order. NaN anywhere fails. */
 static void check_gradients(fd_ctx *ctx, const struct gradient_test *t) {
   float *data[MAX_LEAVES] = {0}, *grad[MAX_LEAVES] = {0};
@@ -290,13 +348,15 @@ static void check_gradients(fd_ctx *ctx, const struct gradient_test *t) {
       data[i][k] = z[k % 4] * t->leaf[i].scale;
     }
     if (t->leaf[i].data) memcpy(data[i], t->leaf[i].data, bytes);
+    for (int64_t k = 0; t->bf16 >> i & 1 && k < numel[i]; k++) data[i][k] = fd_bf16_to_f32(fd_f32_to_bf16(data[i][k]));
     for (int64_t k = 0; t->leaf[i].wanted == 1 && k < numel[i]; k++) grad[i][k] = (float)(k % 7) - 3;
   }
-  struct bound with = graphtest_open(ctx, t, data, grad), plain = graphtest_open(ctx, t, data, NULL);
+  struct bound with = graphtest_open(ctx, t, 0, data, grad), plain = graphtest_open(ctx, t, 0, data, NULL);
   int64_t n_out = fd_tensor_numel(fd_graph_get(with.g, with.out)), used = n_out;
   if (t->rows) used = t->rows * fd_tensor_cols(fd_graph_get(with.g, with.out));
   float *cotangent = calloc((size_t)n_out + 4, sizeof *cotangent), *out = calloc((size_t)n_out + 4, sizeof *out);
   for (int64_t k = 0; k < used; k += 4) fd_rng_normal4(12, FD_RNG_SYNTHETIC, 99, (uint32_t)(k / 4), cotangent + k);
+  for (int64_t k = 0; k < used; k++) cotangent[k] = fd_bf16_to_f32(fd_f32_to_bf16(cotangent[k]));
   for (int64_t k = used; k < n_out; k++) cotangent[k] = NAN; /* not to be read */
   if (failed) goto done;
   OK(fd_graph_set(with.g, with.dout, cotangent, (size_t)n_out * sizeof(float)));
@@ -309,7 +369,8 @@ static void check_gradients(fd_ctx *ctx, const struct gradient_test *t) {
     OK(fd_graph_read(with.g, v, got, (size_t)numel[i] * sizeof(float)));
     double largest = 1e-3, error = 0;
     int64_t step = numel[i] > 60 ? numel[i] / 47 : 1;
-    for (int64_t k = 0; k < numel[i]; k += step) {
+    int64_t n = i == 0 && t->rows ? t->rows * (numel[0] / t->leaf[0].shape[0]) : numel[i];
+    for (int64_t k = 0; k < n; k += step) {
       const float h = 0.02f * (t->leaf[i].scale > 0.3f ? 1.0f : t->leaf[i].scale * 3), x0 = data[i][k];
       double l[4];
       for (int s = 0; s < 4; s++) {
@@ -327,6 +388,7 @@ static void check_gradients(fd_ctx *ctx, const struct gradient_test *t) {
     }
     free(got);
   }
+  if (t->bf16) check_bf16(ctx, t, data, numel, cotangent, used, &with);
 done:
   graphtest_close(ctx, &with);
   graphtest_close(ctx, &plain);

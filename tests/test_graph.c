@@ -65,22 +65,22 @@ static fd_var build_linear_of_frozen(fd_graph *g, const fd_var *l, const void *u
 static void test_gradients(fd_ctx *ctx) {
   static const int32_t three = 3;
   const struct gradient_test tests[] = {
-      {"linear", build_linear, NULL, 3, {{2, {5, 3}, FD_F32, 1, NULL, 1}, {2, {4, 3}, FD_F32, 1, NULL, 1}, {1, {4}, FD_F32, 1, NULL, 1}}, 0},
-      {"linear, made gradients", build_linear, NULL, 3, {{2, {5, 3}, FD_F32, 1, NULL, 2}, {2, {4, 3}, FD_F32, 1, NULL, 2}, {1, {4}, FD_F32, 1, NULL, 2}}, 0},
-      {"one row", build_linear, NULL, 3, {{2, {1, 1}, FD_F32, 1, NULL, 1}, {2, {1, 1}, FD_F32, 1, NULL, 1}, {1, {1}, FD_F32, 1, NULL, 2}}, 0},
+      {"linear", build_linear, NULL, 3, {{2, {5, 3}, FD_F32, 1, NULL, 1}, {2, {4, 3}, FD_F32, 1, NULL, 1}, {1, {4}, FD_F32, 1, NULL, 1}}, 0, 0},
+      {"linear, made gradients", build_linear, NULL, 3, {{2, {5, 3}, FD_F32, 1, NULL, 2}, {2, {4, 3}, FD_F32, 1, NULL, 2}, {1, {4}, FD_F32, 1, NULL, 2}}, 0, 0},
+      {"one row", build_linear, NULL, 3, {{2, {1, 1}, FD_F32, 1, NULL, 1}, {2, {1, 1}, FD_F32, 1, NULL, 1}, {1, {1}, FD_F32, 1, NULL, 2}}, 0, 0},
       {"count", build_linear_count, NULL, 5,
        {{2, {5, 3}, FD_F32, 1, NULL, 0}, {2, {4, 3}, FD_F32, 1, NULL, 1}, {1, {4}, FD_F32, 1, NULL, 1}, {1, {1}, FD_I32, 0, &three, 0},
-        {2, {4, 4}, FD_F32, 1, NULL, 2}}, 3},
-      {"x + x", build_add_self, NULL, 2, {{3, {2, 3, 4}, FD_F32, 1, NULL, 2}, {2, {3, 4}, FD_F32, 1, NULL, 2}}, 0},
-      {"x + x, external", build_add_self, NULL, 2, {{3, {2, 3, 4}, FD_F32, 1, NULL, 1}, {2, {3, 4}, FD_F32, 1, NULL, 1}}, 0},
-      {"shared weight", build_shared_weight, NULL, 3, {{2, {5, 4}, FD_F32, 1, NULL, 1}, {2, {4, 4}, FD_F32, 1, NULL, 1}, {2, {4, 4}, FD_F32, 1, NULL, 2}}, 0},
-      {"shared weight, made", build_shared_weight, NULL, 3, {{2, {5, 4}, FD_F32, 1, NULL, 2}, {2, {4, 4}, FD_F32, 1, NULL, 2}, {2, {4, 4}, FD_F32, 1, NULL, 0}}, 0},
-      {"square", build_square, NULL, 1, {{2, {4, 3}, FD_F32, 1, NULL, 1}}, 0},
-      {"views", build_views, NULL, 3, {{2, {4, 6}, FD_F32, 1, NULL, 1}, {2, {6, 3}, FD_F32, 1, NULL, 1}, {2, {12, 6}, FD_F32, 1, NULL, 2}}, 0},
+        {2, {4, 4}, FD_F32, 1, NULL, 2}}, 3, 0},
+      {"x + x", build_add_self, NULL, 2, {{3, {2, 3, 4}, FD_F32, 1, NULL, 2}, {2, {3, 4}, FD_F32, 1, NULL, 2}}, 0, 0},
+      {"x + x, external", build_add_self, NULL, 2, {{3, {2, 3, 4}, FD_F32, 1, NULL, 1}, {2, {3, 4}, FD_F32, 1, NULL, 1}}, 0, 0},
+      {"shared weight", build_shared_weight, NULL, 3, {{2, {5, 4}, FD_F32, 1, NULL, 1}, {2, {4, 4}, FD_F32, 1, NULL, 1}, {2, {4, 4}, FD_F32, 1, NULL, 2}}, 0, 0},
+      {"shared weight, made", build_shared_weight, NULL, 3, {{2, {5, 4}, FD_F32, 1, NULL, 2}, {2, {4, 4}, FD_F32, 1, NULL, 2}, {2, {4, 4}, FD_F32, 1, NULL, 0}}, 0, 0},
+      {"square", build_square, NULL, 1, {{2, {4, 3}, FD_F32, 1, NULL, 1}}, 0, 0},
+      {"views", build_views, NULL, 3, {{2, {4, 6}, FD_F32, 1, NULL, 1}, {2, {6, 3}, FD_F32, 1, NULL, 1}, {2, {12, 6}, FD_F32, 1, NULL, 2}}, 0, 0},
       {"gates", build_gates, NULL, 4,
-       {{2, {6, 5}, FD_F32, 1, NULL, 1}, {2, {2, 15}, FD_F32, 0.5f, NULL, 1}, {1, {5}, FD_F32, 0.5f, NULL, 1}, {2, {5, 5}, FD_F32, 0.5f, NULL, 1}}, 0},
-      {"norm of a constant", build_norm_of_constant, NULL, 3, {{2, {4, 3}, FD_F32, 1, NULL, 0}, {1, {3}, FD_F32, 1, NULL, 1}, {2, {2, 3}, FD_F32, 1, NULL, 2}}, 0},
-      {"bias only", build_linear_of_frozen, NULL, 3, {{2, {4, 3}, FD_F32, 1, NULL, 0}, {2, {3, 3}, FD_F32, 1, NULL, 0}, {1, {3}, FD_F32, 1, NULL, 1}}, 0},
+       {{2, {6, 5}, FD_F32, 1, NULL, 1}, {2, {2, 15}, FD_F32, 0.5f, NULL, 1}, {1, {5}, FD_F32, 0.5f, NULL, 1}, {2, {5, 5}, FD_F32, 0.5f, NULL, 1}}, 0, 0},
+      {"norm of a constant", build_norm_of_constant, NULL, 3, {{2, {4, 3}, FD_F32, 1, NULL, 0}, {1, {3}, FD_F32, 1, NULL, 1}, {2, {2, 3}, FD_F32, 1, NULL, 2}}, 0, 0},
+      {"bias only", build_linear_of_frozen, NULL, 3, {{2, {4, 3}, FD_F32, 1, NULL, 0}, {2, {3, 3}, FD_F32, 1, NULL, 0}, {1, {3}, FD_F32, 1, NULL, 1}}, 0, 0},
   };
   for (size_t i = 0; i < sizeof tests / sizeof *tests; i++) check_gradients(ctx, &tests[i]);
 }
@@ -98,6 +98,23 @@ static void test_skips(fd_ctx *ctx) {
   OK(fd_graph_plan(g, &bytes));
   CHECK(fd_graph_n_nodes(g) == 2); /* dx of w1, dw of w0: the forward products are read by nobody and dropped */
   CHECK(fd_graph_flop(g, NULL) == 2 * 2.0 * 4 * 3 * 3);
+  fd_graph_destroy(&g);
+}
+
+/* A padding row gets no gradient: the backward of an embedding is told which it is. */
+static void test_embed(fd_ctx *ctx) {
+  fd_graph *g = NULL;
+  const void *args = NULL;
+  OK(fd_graph_create(ctx, "embed", &g));
+  fd_var ids = fd_graph_input(g, "ids", FD_I32, 1, (int64_t[]){4}), table = fd_graph_external(g, "table", F32(6, 3), 0);
+  fd_graph_want_grad(g, table, 0);
+  fd_var y = fd_embed(g, ids, table, 1.5f, 2, FD_F32, 0), dy = fd_graph_input(g, "dy", F32(4, 3));
+  fd_graph_backward(g, 1, &y, &dy);
+  OK(fd_graph_status(g));
+  CHECK(fd_graph_n_nodes(g) == 3 && fd_graph_node(g, 1, NULL, NULL) == FD_OP_fill); /* rows that no id names are zero */
+  CHECK(fd_graph_node(g, 2, &args, NULL) == FD_OP_embed_bwd);
+  const struct fd_embed_bwd_args *e = args;
+  CHECK(e->padding_idx == 2 && e->scale == 1.5f && e->acc == SLOT_BIT(embed_bwd, dtable));
   fd_graph_destroy(&g);
 }
 
@@ -544,6 +561,7 @@ int main(void) {
   test_backends();
   test_misuse(ctx);
   test_skips(ctx);
+  test_embed(ctx);
   test_gradients(ctx);
   test_plan_and_recompute(ctx);
   test_poison_finds(ctx);

@@ -5,10 +5,10 @@
 #include "graph/build_internal.h"
 
 void fd_posterior(fd_graph *g, fd_var moments, fd_var noise, fd_var *mean, fd_var *logvar, fd_var *latent) {
-  fd_var none;
-  if (!mean) mean = &none;
-  if (!logvar) logvar = &none;
-  if (!latent) latent = &none;
+  fd_var none[3];
+  if (!mean) mean = &none[0];
+  if (!logvar) logvar = &none[1];
+  if (!latent) latent = &none[2];
   *mean = *logvar = *latent = 0;
   if (!fd_graph_ok(g) || !fd_build_float(g, "posterior", "moments", moments)) return;
   const fd_tensor *t = fd_graph_get(g, moments);

@@ -150,22 +150,22 @@ static void assign(fd_graph *g) {
     bytes = align_up(bytes);
     if (x->kind == FD_VALUE_INPUT) g->memory.inputs += bytes;
     else if (x->keep) g->memory.kept += bytes;
+    int last = x->last < g->n_nodes ? x->last : g->n_nodes - 1;
+    if (stays) {
+      transient[x->first] -= (int64_t)bytes;
+      transient[last + 1] += (int64_t)bytes;
+    }
     if (x->store != v || !bytes) continue;
     items[n] = (struct item){.bytes = bytes, .at = &x->at, .first = x->first, .last = x->last, .order = n};
     n++;
-    int last = x->last < g->n_nodes ? x->last : g->n_nodes - 1;
     live[x->first] += (int64_t)bytes;
     live[last + 1] -= (int64_t)bytes;
-    if (!stays) {
-      transient[x->first] += (int64_t)bytes;
-      transient[last + 1] -= (int64_t)bytes;
-    }
   }
   int64_t sum = 0, activations = 0;
   for (int i = 0; i < g->n_nodes; i++) {
     struct fd_node *node = &g->nodes[i];
     sum += live[i];
-    activations += transient[i];
+    activations += live[i] + transient[i];
     size_t scratch = align_up(node->scratch_bytes);
     if (scratch) {
       items[n] = (struct item){.bytes = scratch, .at = &node->scratch_at, .first = i, .last = i, .order = n};
