@@ -10,13 +10,12 @@
 #include <sys/stat.h>
 
 #include "base/log.h"
+#include "base/models.h"
 #include "cmd/cmd.h"
-#include "cmd/models.h"
-#include "graph/backend.h"
 #include "graph/build.h"
 #include "io/h5.h"
 #include "io/image.h"
-#include "model/model.h"
+#include "train/job.h"
 
 /* One direction for pictures of one size; a batch is one picture, so that sizes may differ. */
 struct coder {
@@ -249,3 +248,49 @@ done:
   if (file >= 0) (void)fd_h5_close(&file);
   return st;
 }
+
+/* ---- the command ------------------------------------------------------------------------------------------------- */
+
+static fd_status run_vae(struct fd_run *run) {
+  fd_status st = FD_OK;
+  const char *way = run->args[0], *name = run->args[1], *in = run->args[2], *out = run->args[3];
+  const char *subfolder = fd_run_flag(run, "--subfolder");
+  const fd_dtype dtype = strcmp(run->opt->trainer.mixed_precision, "bf16") ? FD_F32 : FD_BF16;
+  struct coder c = {0};
+  char *dir = NULL;
+  const bool decoding = strcmp(way, "decode") == 0;
+  if (!decoding && strcmp(way, "encode")) FD_TRY(FD_FAIL(FD_ERR_CONFIG, "vae: the first word is \"%s\", expected encode or decode", way));
+  FD_TRY(fd_parts_context(run->opt, run->comm, &c.ctx));
+  if (fd_comm_rank(run->comm)) goto done; /* one rank's work */
+  FD_TRY(fd_model_find(run->opt, "MODEL", name, subfolder ? subfolder : "", &dir));
+  FD_TRY(fd_model_open(dir, &c.vae));
+  if (c.vae->cls->family != FD_FAMILY_VAE) FD_TRY(FD_FAIL(FD_ERR_CONFIG, "%s holds a %s, expected a VAE", dir, c.vae->cls->name));
+  FD_TRY(fd_params_layout(c.vae->params, false, 1));
+  FD_TRY(fd_params_alloc(c.vae->params, c.ctx, dtype, false));
+  FD_TRY(fd_model_load(c.vae, dir, NULL, NULL));
+  if (decoding)
+    FD_TRY(decode(&c, in, out, dtype));
+  else
+    FD_TRY(encode(&c, name, in, out, dtype, fd_run_switch(run, "--psnr", false)));
+done:
+  st = fd_agree(run->comm, st);
+  if (c.ctx) coder_close(&c);
+  fd_model_destroy(&c.vae);
+  fd_ctx_destroy(&c.ctx);
+  free(dir);
+  return st;
+}
+
+const struct fd_command fd_cmd_vae = {
+    .name = "vae",
+    .args = "encode|decode MODEL IN OUT",
+    .help = "a VAE by itself: pictures (a file or a folder) to latents (HDF5), or latents to a folder of pictures",
+    .least_args = 4,
+    .most_args = 4,
+    .flags = (const struct fd_flag[]){{"--psnr", NULL, NULL, "encode: decode again and say how close it comes"},
+                                      {"--subfolder", "NAME", NULL, "folder inside MODEL that holds config.json"},
+                                      {"--mixed_precision", "bf16|no", "trainer.mixed_precision", "type to compute in"},
+                                      {0}},
+    .groups = "",
+    .run = run_vae,
+};

@@ -13,8 +13,6 @@
 
 #include "base/log.h"
 #include "base/threads.h"
-#include "eval/sampler.h"
-#include "graph/backend.h"
 #include "io/loader.h"
 #include "train/metrics.h"
 #include "train/stop.h"
@@ -100,17 +98,6 @@ done:
 
 /* ---- set-up -------------------------------------------------------------------------------------------------------- */
 
-static fd_status open_context(struct job *j) {
-  fd_status st = FD_OK;
-  const struct fd_backend *backend;
-  const unsigned flags = (j->opt->trainer.deterministic ? (unsigned)FD_CTX_DETERMINISTIC : 0u) |
-                         (j->opt->trainer.share_gpu ? (unsigned)FD_CTX_SHARE_DEVICE : 0u);
-  FD_TRY(fd_backend_find(j->opt->trainer.backend, &backend));
-  FD_TRY(fd_ctx_create_with(backend, fd_threads_setup(), j->comm, flags, &j->ctx));
-done:
-  return fd_agree(j->comm, st);
-}
-
 static fd_status open_data(struct job *j) {
   fd_status st = FD_OK;
   const struct fd_options *opt = j->opt;
@@ -160,29 +147,9 @@ done:
 }
 
 static fd_status open_sampler(struct job *j) {
-  fd_status st = FD_OK;
   const struct fd_options *opt = j->opt;
   if (!opt->trainer.sampling_steps || !opt->gen.val_prompt.n) return FD_OK;
-  const struct fd_sampler_parts parts = {.ctx = j->ctx,
-                                         .dit = j->parts.dit,
-                                         .text_encoder = j->parts.text_encoder,
-                                         .vae = j->parts.vae,
-                                         .tokenizer = j->parts.tokenizer};
-  const int64_t pictures = opt->gen.val_prompt.n * opt->gen.n_samples;
-  const struct fd_sampler_config config = {.batch = pictures < opt->gen.batch_size ? pictures : opt->gen.batch_size,
-                                           .height = opt->gen.H,
-                                           .width = opt->gen.W,
-                                           .num_inference_steps = (int)opt->gen.steps,
-                                           .guidance_scale = opt->gen.scale,
-                                           .negative_prompt = opt->gen.negative_prompt,
-                                           .instruction = opt->gen.instruction,
-                                           .max_length = opt->data.max_prompt_length,
-                                           .text_index = (int)opt->model.text_hidden_states_index,
-                                           .shift = j->parts.scheduler->shift,
-                                           .num_train_timesteps = j->parts.scheduler->num_train_timesteps,
-                                           .dtype = j->parts.dtype};
-  FD_TRY(fd_sampler_create(&parts, &config, &j->sampler));
-done:
+  const fd_status st = fd_parts_sampler(&j->parts, j->ctx, opt->gen.val_prompt.n * opt->gen.n_samples, &j->sampler);
   return fd_agree(j->comm, st);
 }
 
@@ -209,7 +176,7 @@ static fd_status write_checkpoint(struct job *j) {
   fd_watchdog_phase(j->watchdog, "checkpoint");
   const double t0 = now();
   FD_TRY(count_bad(j));
-  FD_TRY(fd_optim_rows(optim, &rows));
+  FD_TRY(fd_optim_rows(j->parts.dit->params, &rows));
   const struct fd_checkpoint_meta meta = {.step = j->at,
                                           .samples_seen = j->at * step_images(j),
                                           .parameters = fd_params_total(j->parts.dit->params),
@@ -225,7 +192,7 @@ static fd_status write_checkpoint(struct job *j) {
   fd_log_info("step %lld: checkpoint %s/step-%lld.h5 written in %.1f s", (long long)j->at, j->checkpoints, (long long)j->at,
               now() - t0);
 done:
-  fd_optim_free_rows(optim, &rows);
+  fd_optim_free_rows(j->parts.dit->params, &rows);
   return st;
 }
 
@@ -237,7 +204,7 @@ static fd_status read_checkpoint(struct job *j, const char *path) {
   fd_optim *optim = fd_step_optim(j->step);
   const int n_rows = fd_params_count(j->parts.dit->params);
   FD_TRY(fd_checkpoint_open(j->comm, path, &c));
-  FD_TRY(fd_optim_rows(optim, &rows));
+  FD_TRY(fd_optim_rows(j->parts.dit->params, &rows));
   const int n = fd_optim_families(optim, true, families);
   for (int i = 0; i < n; i++) FD_TRY(fd_checkpoint_match(c, families[i].path, families[i].buffers, n_rows, rows));
   FD_TRY(fd_checkpoint_read(c, n_rows, rows, n, families));
@@ -259,7 +226,7 @@ static fd_status read_checkpoint(struct job *j, const char *path) {
     fd_log_warn("the weights of model.base are not those that %s was trained with", path);
   fd_log_info("resumed from %s: step %lld, %lld samples seen", path, (long long)j->at, (long long)meta->samples_seen);
 done:
-  fd_optim_free_rows(optim, &rows);
+  fd_optim_free_rows(j->parts.dit->params, &rows);
   fd_checkpoint_close(&c);
   return st;
 }
@@ -503,7 +470,7 @@ static fd_status set_up(struct job *j) {
   char path[4096];
   FD_TRY(open_folder(j));
   fd_config_log_unused(j->config);
-  FD_TRY(open_context(j));
+  FD_TRY(fd_parts_context(j->opt, j->comm, &j->ctx));
   st = fd_parts_open(j->opt, 0, &j->parts);
   FD_TRY(fd_agree(j->comm, st));
   FD_TRY(open_data(j));

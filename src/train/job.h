@@ -9,6 +9,7 @@
 #define FD_TRAIN_JOB_H
 
 #include "base/config.h"
+#include "eval/sampler.h"
 #include "io/tokenizer.h"
 #include "train/density.h"
 #include "train/lr.h"
@@ -41,6 +42,13 @@ void fd_parts_step(const struct fd_parts *p, int64_t max_length, struct fd_step_
 fd_status fd_parts_layout(struct fd_parts *p, int ranks);
 /** Device memory of the three tables, then the published weights of VAE and text encoder. Collective. */
 fd_status fd_parts_load(struct fd_parts *p, fd_ctx *ctx, fd_comm *comm);
+/** The same without the DiT's. Collective. */
+fd_status fd_parts_load_frozen(struct fd_parts *p, fd_ctx *ctx, fd_comm *comm);
+
+/** A context on the backend that the options name. Collective. */
+fd_status fd_parts_context(const struct fd_options *opt, fd_comm *comm, fd_ctx **out);
+/** The sampler that the `gen` group describes, for at most `pictures` at a time. The tables have memory. Local. */
+fd_status fd_parts_sampler(const struct fd_parts *p, fd_ctx *ctx, int64_t pictures, fd_sampler **out);
 
 /** Hashes of the frozen weights' files, for the checkpoint. Collective. */
 fd_status fd_parts_hash(const struct fd_parts *p, fd_comm *comm, char vae[17], char text[17]);

@@ -180,31 +180,31 @@ int fd_optim_families(fd_optim *o, bool reading, struct fd_checkpoint_family fam
   return n_parts(o);
 }
 
-fd_status fd_optim_rows(const fd_optim *o, struct fd_checkpoint_row **out) {
+fd_status fd_optim_rows(const fd_params *params, struct fd_checkpoint_row **out) {
   fd_status st = FD_OK;
-  const int count = fd_params_count(o->params);
+  const int count = fd_params_count(params);
   struct fd_checkpoint_row *rows = calloc((size_t)count, sizeof *rows);
   if (!rows) FD_TRY(FD_FAIL(FD_ERR_NOMEM, "no memory for the checkpoint's table"));
   for (int i = 0; i < count; i++) {
-    const struct fd_param *p = fd_params_row(o->params, i);
+    const struct fd_param *p = fd_params_row(params, i);
     rows[i] = (struct fd_checkpoint_row){.name = p->name, .ndim = p->ndim, .offset = p->offset, .buffer = p->buffer};
     for (int d = 0; d < p->ndim; d++) rows[i].shape[d] = p->shape[d];
     if (!p->buffer) continue;
     float *host = malloc((size_t)p->numel * sizeof(float));
     if (!host) FD_TRY(FD_FAIL(FD_ERR_NOMEM, "no memory for %s", p->name));
     rows[i].data = host;
-    FD_TRY(fd_params_get(o->params, i, host));
+    FD_TRY(fd_params_get(params, i, host));
   }
   *out = rows;
   rows = NULL;
 done:
-  fd_optim_free_rows(o, &rows);
+  fd_optim_free_rows(params, &rows);
   return st;
 }
 
-void fd_optim_free_rows(const fd_optim *o, struct fd_checkpoint_row **rows) {
+void fd_optim_free_rows(const fd_params *params, struct fd_checkpoint_row **rows) {
   if (!*rows) return;
-  for (int i = 0; i < fd_params_count(o->params); i++) free((void *)(*rows)[i].data);
+  for (int i = 0; i < fd_params_count(params); i++) free((void *)(*rows)[i].data);
   free(*rows);
   *rows = NULL;
 }

@@ -48,7 +48,7 @@ fd_status fd_optim_get(const fd_optim *o, enum fd_optim_part part, int row, floa
 int fd_optim_families(fd_optim *o, bool reading, struct fd_checkpoint_family families[FD_OPTIM_PARTS]);
 /** Rows as the checkpoint wants them (fd_params_count of them); values of buffers are copied to host. The caller frees with
  *  fd_optim_free_rows. */
-fd_status fd_optim_rows(const fd_optim *o, struct fd_checkpoint_row **rows);
-void fd_optim_free_rows(const fd_optim *o, struct fd_checkpoint_row **rows);
+fd_status fd_optim_rows(const fd_params *params, struct fd_checkpoint_row **rows);
+void fd_optim_free_rows(const fd_params *params, struct fd_checkpoint_row **rows);
 
 #endif

@@ -6,6 +6,8 @@
 
 #include "base/log.h"
 #include "base/models.h"
+#include "base/threads.h"
+#include "graph/backend.h"
 #include "graph/build.h"
 #include "io/safetensors.h"
 #include "train/job.h"
@@ -118,14 +120,48 @@ done:
 }
 
 fd_status fd_parts_load(struct fd_parts *p, fd_ctx *ctx, fd_comm *comm) {
+  const fd_status st = fd_params_alloc(p->dit->params, ctx, p->dtype, true);
+  return st == FD_OK ? fd_parts_load_frozen(p, ctx, comm) : fd_agree(comm, st);
+}
+
+fd_status fd_parts_load_frozen(struct fd_parts *p, fd_ctx *ctx, fd_comm *comm) {
   fd_status st = FD_OK;
-  FD_TRY(fd_params_alloc(p->dit->params, ctx, p->dtype, true));
   FD_TRY(fd_params_alloc(p->text_encoder->params, ctx, p->dtype, false));
   FD_TRY(fd_params_alloc(p->vae->params, ctx, p->dtype, false));
   FD_TRY(fd_model_load(p->text_encoder, p->text_dir, NULL, NULL));
   FD_TRY(fd_model_load(p->vae, p->vae_dir, NULL, NULL));
 done:
   return fd_agree(comm, st);
+}
+
+fd_status fd_parts_context(const struct fd_options *opt, fd_comm *comm, fd_ctx **out) {
+  fd_status st = FD_OK;
+  const struct fd_backend *backend;
+  const unsigned flags = (opt->trainer.deterministic ? (unsigned)FD_CTX_DETERMINISTIC : 0u) |
+                         (opt->trainer.share_gpu ? (unsigned)FD_CTX_SHARE_DEVICE : 0u);
+  FD_TRY(fd_backend_find(opt->trainer.backend, &backend));
+  FD_TRY(fd_ctx_create_with(backend, fd_threads_setup(), comm, flags, out));
+done:
+  return fd_agree(comm, st);
+}
+
+fd_status fd_parts_sampler(const struct fd_parts *p, fd_ctx *ctx, int64_t pictures, fd_sampler **out) {
+  const struct fd_options *opt = p->opt;
+  const struct fd_sampler_parts parts = {
+      .ctx = ctx, .dit = p->dit, .text_encoder = p->text_encoder, .vae = p->vae, .tokenizer = p->tokenizer};
+  const struct fd_sampler_config config = {.batch = pictures < opt->gen.batch_size ? pictures : opt->gen.batch_size,
+                                           .height = opt->gen.H,
+                                           .width = opt->gen.W,
+                                           .num_inference_steps = (int)opt->gen.steps,
+                                           .guidance_scale = opt->gen.scale,
+                                           .negative_prompt = opt->gen.negative_prompt,
+                                           .instruction = opt->gen.instruction,
+                                           .max_length = opt->data.max_prompt_length,
+                                           .text_index = (int)opt->model.text_hidden_states_index,
+                                           .shift = p->scheduler->shift,
+                                           .num_train_timesteps = p->scheduler->num_train_timesteps,
+                                           .dtype = p->dtype};
+  return fd_sampler_create(&parts, &config, out);
 }
 
 static fd_status hash_folder(fd_comm *comm, const char *dir, char hash[17]) {
