@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -68,7 +69,23 @@ void fd_log_warn(const char *format, ...) { SAY("warning: "); }
 
 void fd_log_error(const char *format, ...) { SAY("error: "); }
 
-bool fd_log_has_terminal(void) { return log_rank == 0 && isatty(STDERR_FILENO); }
+/* The launcher's standard error is a terminal: mpirun gives its ranks a pipe and passes on what they write. */
+static bool launcher_has_terminal(void) {
+  char path[64], target[64];
+  if (!getenv("OMPI_COMM_WORLD_SIZE")) return false;
+  snprintf(path, sizeof path, "/proc/%d/fd/2", (int)getppid());
+  const ssize_t n = readlink(path, target, sizeof target - 1);
+  if (n < 0) return false;
+  target[n] = '\0';
+  return !strncmp(target, "/dev/pts/", 9) || !strncmp(target, "/dev/tty", 8);
+}
+
+bool fd_log_has_terminal(void) {
+  static int known = -1;
+  if (log_rank != 0) return false;
+  if (known < 0) known = isatty(STDERR_FILENO) || launcher_has_terminal();
+  return known;
+}
 
 void fd_log_progress(const char *format, ...) {
   if (!fd_log_has_terminal()) return;

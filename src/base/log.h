@@ -20,7 +20,7 @@ void fd_log_info(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void fd_log_warn(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void fd_log_error(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-/** A line that replaces itself, for a terminal: written only if stderr is one, rank 0, never to the file. "" ends it. */
+/** A line that replaces itself, for a terminal: written only if stderr is one (or mpirun's is), rank 0, never to the file. "" ends it. */
 void fd_log_progress(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /** True if fd_log_progress shows anything. */
 bool fd_log_has_terminal(void);
