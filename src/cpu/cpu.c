@@ -19,6 +19,8 @@
   K(rmsnorm_bwd) \
   K(gate_residual_fwd) \
   K(gate_residual_bwd) \
+  K(heads_fwd) \
+  K(heads_bwd) \
   K(embed_fwd) \
   K(embed_bwd) \
   K(cast) \
