@@ -16,6 +16,17 @@ AS_IF([test "$enable_werror" = yes], [FD_WARN="$FD_WARN -Werror"])
 AC_SUBST([FD_WARN])
 ])
 
+# FDHPC_SANITIZERS: --enable-sanitizers builds everything with address and undefined-behaviour checks (make check-sanitize).
+AC_DEFUN([FDHPC_SANITIZERS], [
+AC_ARG_ENABLE([sanitizers], [AS_HELP_STRING([--enable-sanitizers], [find memory faults, leaks and undefined behaviour in make check])],
+    [], [enable_sanitizers=no])
+FD_SANITIZE=
+AS_IF([test "$enable_sanitizers" = yes],
+    [FD_SANITIZE="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"])
+AC_SUBST([FD_SANITIZE])
+AM_CONDITIONAL([SANITIZERS], [test "$enable_sanitizers" = yes])
+])
+
 # FDHPC_MPI: CC must compile and link MPI programs by itself (mpicc). Sets MPIRUN.
 AC_DEFUN([FDHPC_MPI], [
 AC_CACHE_CHECK([whether $CC links MPI programs], [fdhpc_cv_mpi],
