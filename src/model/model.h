@@ -87,7 +87,7 @@ fd_var fd_vae_unnormalise(fd_model *m, fd_graph *g, fd_var model_latent, fd_dtyp
  *  -> [B, H, W, C_out] of `dtype`.  checkpoint: one recompute segment per layer. */
 struct fd_dit_inputs {
   fd_var x, t, states;
-  const struct fd_text_vars *text;
+  struct fd_text_vars *text; /* borrowed; given to fd_text_set later */
   bool checkpoint;
 };
 fd_var fd_dit(fd_model *m, fd_graph *g, const struct fd_dit_inputs *in);

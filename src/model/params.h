@@ -79,10 +79,14 @@ fd_var fd_params_const(fd_params *p, fd_graph *g, const char *name, fd_dtype dty
 fd_var fd_params_varf(fd_params *p, fd_graph *g, const char *format, ...) __attribute__((format(printf, 3, 4)));
 void fd_params_grads(fd_params *p, fd_graph *g);
 fd_status fd_params_bind(fd_params *p, fd_graph *g);
+/** Before destroying graph g while the table lives on: forget its values (a new graph may get the same address). */
+void fd_params_forget(fd_params *p, const fd_graph *g);
 /** Which elements of the flat space a gradient value of graph g (as fd_graph_on_grad_done reports it) stands for: buckets of the
  *  reduction are counted down by it. False if `grad` is no gradient of this table. Known as soon as the value is made. */
 bool fd_params_grad_range(const fd_params *p, const fd_graph *g, fd_var grad, int64_t *first, int64_t *numel);
 
+/** The bound of FD_INIT_XAVIER for a row. */
+double fd_param_bound(const struct fd_param *row);
 /** Fill a host f32 buffer of row i's numel with its initial value (Philox, purpose init, sample = row number). */
 fd_status fd_params_init_row(const fd_params *p, int i, uint64_t seed, float *out);
 /** Write host f32 values into the compute weights of row i (rounded to its type). */

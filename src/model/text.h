@@ -34,10 +34,15 @@ void fd_text_image_ranges(const struct fd_text *t, int64_t N, int32_t *ranges);
 
 /** The graph's inputs that hold a layout; a value is 0 if not wanted. */
 struct fd_text_vars {
-  fd_var ids, pos, ranges, first, count, image_ranges;
-  int64_t B, T, L, N;
+  fd_var ids, pos, ranges, first, count;
+  fd_var image_ranges; /* [B, 4] joint attention */
+  /* attention of its own for the text: image tokens alone; image rows against packed text, the tail as keys that nobody
+     reads (their gradient is 0); count times heads */
+  fd_var self_ranges, cross_ranges, head_count;
+  int heads; /* kv heads, for head_count; fd_dit sets it */
+  int64_t B, T, L, N, tile;
 };
-/** Make inputs named "<prefix>.ids", ...; N 0: no image_ranges. ids 0 rows: only for text encoders. */
+/** Make inputs named "<prefix>.ids", ...; N 0: no image_ranges. What no op reads costs nothing. */
 void fd_text_inputs(fd_graph *g, const char *prefix, const struct fd_text *t, int64_t N, struct fd_text_vars *out);
 /** Copy the layout into them. */
 fd_status fd_text_set(fd_graph *g, const struct fd_text_vars *v, const struct fd_text *t);
