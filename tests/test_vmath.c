@@ -24,7 +24,7 @@ static void check(const char *name, void (*run)(void), double (*f)(double), doub
   }
   run();
   for (int i = 0; i < N; i++) {
-    double r = f((double)x[i]), ulp = fmax(ldexp(1, ilogb((float)r) - 23), 0x1p-149), e = fabs(y[i] - r) / ulp;
+    double r = f((double)x[i]), ulp = (float)r == 0 ? 0x1p-149 : fmax(ldexp(1, ilogb((float)r) - 23), 0x1p-149), e = fabs(y[i] - r) / ulp;
     if (!(e <= worst)) worst = isnan(e) ? INFINITY : e, at = x[i];
   }
   printf("%-12s %12g .. %-12g %.2f ulp at %g\n", name, lo, hi, worst, at);
