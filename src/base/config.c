@@ -133,7 +133,7 @@ static void show_value(const struct value *v, char *out, size_t bytes) {
       }
       append(out, bytes, v->n > 4 ? ", ...)" : ")");
       break;
-    case IS_NONE: append(out, bytes, "a group"); break;
+    case IS_NONE: append(out, bytes, "{ ... }"); break;
   }
 }
 
@@ -490,6 +490,22 @@ struct layers {
 
 static fd_status read_layer(fd_config *c, const char *path, struct layers *above);
 
+/* Line `line` of a file (or of `text`), blanks around it cut. */
+static void line_of(const char *file, const char *text, int line, char *out, size_t bytes) {
+  char *read = NULL;
+  if (file) text = read_all(file, &read) == FD_OK ? read : "";
+  for (int i = 1; i < line && text; i++) {
+    text = strchr(text, '\n');
+    if (text) text++;
+  }
+  if (!text) text = "";
+  text += strspn(text, " \t\n");
+  size_t n = strcspn(text, "\n");
+  while (n > 0 && isspace((unsigned char)text[n - 1])) n--;
+  snprintf(out, bytes, "%.*s", (int)n, text);
+  free(read);
+}
+
 /* text of `name`; path: the file it came from, or NULL */
 static fd_status read_text(fd_config *c, const char *text, const char *name, const char *path, struct layers *above) {
   fd_status st = FD_OK;
@@ -506,10 +522,13 @@ static fd_status read_text(fd_config *c, const char *text, const char *name, con
   FD_TRY(scan(text, name, dir, 0));
   config_set_include_dir(&lib, dir);
   if (!(path ? config_read_file(&lib, path) : config_read_string(&lib, text))) {
-    const char *file = config_error_file(&lib), *fault = config_error_text(&lib);
-    bool syntax = fault && strstr(fault, "syntax");
-    FD_TRY(FD_FAIL(FD_ERR_CONFIG, "%s:%d: %s%s", file ? file : name, config_error_line(&lib), fault ? fault : "cannot be read",
-                   syntax ? "; a line reads key = value; a group reads name = { ... }; strings stand in double quotes" : ""));
+    const char *file = config_error_file(&lib), *fault = config_error_text(&lib), *hint = "";
+    char shown[120];
+    if (!fault) fault = "cannot be read";
+    if (strstr(fault, "syntax")) hint = "; a line reads key = value; a group reads name = { ... }; strings stand in double quotes";
+    if (strstr(fault, "mismatched element")) hint = "; write (1, 2.0) where types differ";
+    line_of(file && strcmp(file, name) ? file : NULL, text, config_error_line(&lib), shown, sizeof shown);
+    FD_TRY(FD_FAIL(FD_ERR_CONFIG, "%s:%d: %s at or before \"%s\"%s", file ? file : name, config_error_line(&lib), fault, shown, hint));
   }
   const config_setting_t *extends = config_lookup(&lib, "extends");
   if (extends) {

@@ -8,8 +8,8 @@
 #define PATH(group, key) #group "." #key
 
 const struct fd_option fd_option_table[] = {
-#define FD_GROUP(group, h) {.type = FD_OPTION_GROUP, .key = #group, .help = h},
-#define FD_GROUP_END(group) {.type = FD_OPTION_GROUP_END, .key = #group},
+#define FD_GROUP(before, group, h) {.type = FD_OPTION_GROUP, .key = before #group, .unit = "", .choices = "", .help = h},
+#define FD_GROUP_END(group) {.type = FD_OPTION_GROUP_END, .key = #group, .unit = "", .choices = ""},
 #define FD_BOOL(group, key_, dflt, used, h) \
   {.type = FD_OPTION_BOOL, .key = PATH(group, key_), .unit = "", .choices = "", .unused = used, .help = h, .offset = FIELD(group, key_), .int_default = dflt},
 #define INT_ROW(group, key_, dflt, lo, hi, unit_, used, h, null_)                                                                                             \

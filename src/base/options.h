@@ -16,7 +16,7 @@ struct fd_strings {
 struct fd_options {
 #define FD_USED NULL
 #define FD_UNUSED(reason) reason
-#define FD_GROUP(group, help) struct {
+#define FD_GROUP(before, group, help) struct {
 #define FD_GROUP_END(group) } group;
 #define FD_BOOL(group, key, dflt, used, help) bool key;
 #define FD_INT(group, key, dflt, lo, hi, unit, used, help) int64_t key;

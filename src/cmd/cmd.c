@@ -16,6 +16,7 @@
 static const struct fd_command *const commands[] = {
     &fd_cmd_demo,
     &fd_cmd_options,
+    &fd_cmd_used,
 };
 enum { N_COMMANDS = sizeof commands / sizeof commands[0] };
 

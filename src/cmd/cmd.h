@@ -54,5 +54,6 @@ int fd_main(int argc, char **argv);
 /* ---- one line per command, in the order of the help -------------------------------------------------------------- */
 extern const struct fd_command fd_cmd_demo;
 extern const struct fd_command fd_cmd_options;
+extern const struct fd_command fd_cmd_used;
 
 #endif

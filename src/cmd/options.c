@@ -1,33 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
-// `fdhpc options`: the option table as doc/options.md, and a configuration as used.cfg would have it. Not in the help.
+// `fdhpc options` prints doc/options.md, `fdhpc used CONFIG` what a run with CONFIG would use. Neither is in the help.
 #include <stdlib.h>
-#include <string.h>
 
 #include "cmd/cmd.h"
 
 static fd_status run_options(struct fd_run *run) {
+  if (fd_comm_rank(run->comm) == 0) fd_config_print_markdown(stdout);
+  return FD_OK;
+}
+
+static fd_status run_used(struct fd_run *run) {
   if (fd_comm_rank(run->comm) != 0) return FD_OK;
-  if (run->n_args == 0) {
-    fd_config_print_markdown(stdout);
-    return FD_OK;
-  }
-  /* every key of a file, checked and filled in: what a run would use */
-  fd_status st = FD_OK;
-  char *text = NULL;
-  FD_TRY(fd_config_read(run->config, run->args[0]));
-  FD_TRY(fd_config_finish(run->config));
-  text = fd_config_text(run->config);
-  if (!text) FD_TRY(FD_FAIL(FD_ERR_NOMEM, "no memory for the configuration"));
+  char *text = fd_config_text(run->config);
+  if (!text) return FD_FAIL(FD_ERR_NOMEM, "no memory for the configuration");
   fputs(text, stdout);
-done:
   free(text);
-  return st;
+  return FD_OK;
 }
 
 const struct fd_command fd_cmd_options = {
     .name = "options",
-    .args = "[CONFIG]",
-    .most_args = 1,
+    .args = "",
     .groups = "",
     .run = run_options,
+};
+
+const struct fd_command fd_cmd_used = {
+    .name = "used",
+    .args = "CONFIG",
+    .takes_config = true,
+    .groups = "",
+    .run = run_used,
 };
