@@ -14,7 +14,11 @@
 
 /* One row per command, in the order of the help. */
 static const struct fd_command *const commands[] = {
+    &fd_cmd_sample,
     &fd_cmd_demo,
+    &fd_cmd_vae,
+    &fd_cmd_plan,
+    &fd_cmd_bench,
     &fd_cmd_options,
     &fd_cmd_used,
 };

@@ -52,7 +52,11 @@ void fd_version_print(FILE *to);
 int fd_main(int argc, char **argv);
 
 /* ---- one line per command, in the order of the help -------------------------------------------------------------- */
+extern const struct fd_command fd_cmd_sample;
 extern const struct fd_command fd_cmd_demo;
+extern const struct fd_command fd_cmd_vae;
+extern const struct fd_command fd_cmd_plan;
+extern const struct fd_command fd_cmd_bench;
 extern const struct fd_command fd_cmd_options;
 extern const struct fd_command fd_cmd_used;
 
