@@ -23,8 +23,24 @@
   K(heads_bwd) \
   K(embed_fwd) \
   K(embed_bwd) \
+  K(upsample2x_fwd) \
+  K(upsample2x_bwd) \
+  K(patchify) \
+  K(unpatchify) \
+  K(timestep_embed) \
+  K(posterior_fwd) \
+  K(posterior_bwd) \
+  K(channel_affine) \
+  K(pixels_fwd) \
+  K(flow_noise) \
+  K(flow_loss_fwd) \
+  K(flow_loss_bwd) \
+  K(cfg_euler) \
   K(cast) \
   K(fill) \
+  K(sumsq) \
+  K(clip) \
+  K(adamw) \
   K(reduce_start) \
   K(reduce_wait)
 

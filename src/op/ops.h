@@ -403,7 +403,8 @@ struct fd_clip_args {
 struct fd_adamw_args {
   fd_tensor *p, *g, *m, *v, *ema, *compute, *control;
   unsigned acc;
-  float beta1, beta2, eps, weight_decay;
+  double beta1, beta2; /* 1 - beta is formed in double, as PyTorch does: 1 - 0.999f is off by 1.3e-5 */
+  float eps, weight_decay;
 };
 
 /** Sum over all ranks, in place: start begins it on the communication stream, wait makes later ops see the result.

@@ -70,8 +70,8 @@ void fd_optim_build(fd_optim *o, fd_graph *g, fd_var control) {
   const fd_var sum = fd_graph_tensor(g, FD_F64, 1, &one);
   fd_graph_emit(g, FD_OP_sumsq, &(struct fd_sumsq_args){0}, (fd_var[]){o->grad_all, sum});
   fd_graph_emit(g, FD_OP_clip, &(struct fd_clip_args){.max_norm = (float)o->config.max_norm}, (fd_var[]){sum, control});
-  const struct fd_adamw_args adamw = {.beta1 = (float)o->config.beta1,
-                                      .beta2 = (float)o->config.beta2,
+  const struct fd_adamw_args adamw = {.beta1 = o->config.beta1,
+                                      .beta2 = o->config.beta2,
                                       .eps = (float)o->config.eps,
                                       .weight_decay = (float)o->config.weight_decay};
   fd_graph_emit(g, FD_OP_adamw, &adamw,
