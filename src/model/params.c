@@ -184,6 +184,8 @@ int64_t fd_params_total(const fd_params *p) {
   return n;
 }
 
+void fd_params_set_type(fd_params *p, fd_dtype dtype) { p->dtype = dtype; }
+
 fd_status fd_params_alloc(fd_params *p, fd_ctx *ctx, fd_dtype dtype, bool want_grad) {
   fd_status st = FD_OK;
   if (!p->laid_out || p->has_memory) FD_TRY(FD_FAIL(FD_ERR_ARG, "%s: memory needs a layout, and is given once", p->model));

@@ -59,6 +59,9 @@ int64_t fd_params_frozen_numel(const fd_params *p);
 /** Number of parameters as people count them: no buffers, no padding. */
 int64_t fd_params_total(const fd_params *p);
 
+/** The type that fd_params_alloc will be given, for graphs that are built before there is memory (plans). Before the first value is made. */
+void fd_params_set_type(fd_params *p, fd_dtype dtype);
+
 /** Memory. Compute weights: flat (trainable rows, type `dtype`) and frozen (f32 rows of one dimension, `dtype` the others;
  *  each row's own type: fd_params_dtype). Allocates on the context's device; owned by the table. The flat f32 gradient
  *  buffer exists if the table is trainable and want_grad. */

@@ -115,6 +115,9 @@ fd_status fd_parts_layout(struct fd_parts *p, int ranks) {
   FD_TRY(fd_params_layout(p->dit->params, true, ranks));
   FD_TRY(fd_params_layout(p->text_encoder->params, false, ranks));
   FD_TRY(fd_params_layout(p->vae->params, false, ranks));
+  fd_params_set_type(p->dit->params, p->dtype);
+  fd_params_set_type(p->text_encoder->params, p->dtype);
+  fd_params_set_type(p->vae->params, p->dtype);
 done:
   return st;
 }
