@@ -10,6 +10,7 @@
 /* Ops that have a kernel, in the order of ops.def. */
 #define KERNELS(K) \
   K(matmul) \
+  K(colsum) \
   K(add_fwd) \
   K(act_fwd) \
   K(act_bwd) \
@@ -23,6 +24,9 @@
   K(heads_bwd) \
   K(embed_fwd) \
   K(embed_bwd) \
+  K(conv2d_fwd) \
+  K(conv2d_bwd_data) \
+  K(conv2d_bwd_weights) \
   K(upsample2x_fwd) \
   K(upsample2x_bwd) \
   K(patchify) \

@@ -97,21 +97,15 @@ struct cpu_prim *cpu_prim_find(struct cpu_dnnl *d, const int64_t key[CPU_PRIM_KE
   return NULL;
 }
 
-fd_status cpu_prim_make(struct cpu_dnnl *d, const int64_t key[CPU_PRIM_KEY], const char *name, const_dnnl_op_desc_t desc,
-                        const_dnnl_primitive_attr_t attr, const_dnnl_primitive_desc_t hint, int n_args, const int *arg,
-                        bool no_memory, struct cpu_prim **out) {
+/* Everything behind the description: takes `pd`. */
+static fd_status finish_prim(struct cpu_dnnl *d, const int64_t key[CPU_PRIM_KEY], const char *name, dnnl_primitive_desc_t pd, int n_args,
+                             const int *arg, bool no_memory, struct cpu_prim **out) {
   fd_status st = FD_OK;
-  dnnl_primitive_desc_t pd = NULL;
   const char *impl = "";
   struct cpu_prim *p = calloc(1, sizeof *p);
   if (!p) FD_TRY(FD_FAIL(FD_ERR_NOMEM, "no memory for a primitive"));
   memcpy(p->key, key, sizeof p->key);
   snprintf(p->name, sizeof p->name, "%s", name);
-  st = CPU_DNNL(dnnl_primitive_desc_create(&pd, desc, attr, d->engine, hint));
-  if (st != FD_OK) {
-    st = fd_fail_in(st, "%s", name);
-    goto done;
-  }
   FD_TRY(CPU_DNNL(dnnl_primitive_desc_query(pd, dnnl_query_impl_info_str, 0, (void *)&impl)));
   snprintf(p->impl, sizeof p->impl, "%s", impl);
   FD_TRY(CPU_DNNL(dnnl_primitive_create(&p->prim, pd)));
@@ -134,9 +128,27 @@ fd_status cpu_prim_make(struct cpu_dnnl *d, const int64_t key[CPU_PRIM_KEY], con
   *out = p;
   p = NULL;
 done:
-  if (pd) dnnl_primitive_desc_destroy(pd);
+  dnnl_primitive_desc_destroy(pd);
   if (p) prim_free(p);
   return st;
+}
+
+fd_status cpu_prim_make(struct cpu_dnnl *d, const int64_t key[CPU_PRIM_KEY], const char *name, const_dnnl_op_desc_t desc,
+                        const_dnnl_primitive_attr_t attr, const_dnnl_primitive_desc_t hint, int n_args, const int *arg,
+                        bool no_memory, struct cpu_prim **out) {
+  dnnl_primitive_desc_t pd;
+  fd_status st = CPU_DNNL(dnnl_primitive_desc_create(&pd, desc, attr, d->engine, hint));
+  if (st != FD_OK) return fd_fail_in(st, "%s", name);
+  return finish_prim(d, key, name, pd, n_args, arg, no_memory, out);
+}
+
+fd_status cpu_prim_make_reorder(struct cpu_dnnl *d, const int64_t key[CPU_PRIM_KEY], const char *name, const dnnl_memory_desc_t *from,
+                                const dnnl_memory_desc_t *to, struct cpu_prim **out) {
+  dnnl_primitive_desc_t pd;
+  /* its scratch, if any, is oneDNN's own: constants are reordered once, others are small */
+  fd_status st = CPU_DNNL(dnnl_reorder_primitive_desc_create(&pd, from, d->engine, to, d->engine, NULL));
+  if (st != FD_OK) return fd_fail_in(st, "%s", name);
+  return finish_prim(d, key, name, pd, 2, (int[]){DNNL_ARG_FROM, DNNL_ARG_TO}, false, out);
 }
 
 fd_status cpu_prim_run(struct cpu_dnnl *d, struct cpu_prim *p, void *const *data, void *scratch) {

@@ -44,6 +44,10 @@ fd_status cpu_prim_make(struct cpu_dnnl *d, const int64_t key[CPU_PRIM_KEY], con
                         const_dnnl_primitive_attr_t attr, const_dnnl_primitive_desc_t hint, int n_args, const int *arg,
                         bool no_memory, struct cpu_prim **out);
 
+/** A reorder from md[0] to md[1]: another order of elements, another type. */
+fd_status cpu_prim_make_reorder(struct cpu_dnnl *d, const int64_t key[CPU_PRIM_KEY], const char *name, const dnnl_memory_desc_t *from,
+                                const dnnl_memory_desc_t *to, struct cpu_prim **out);
+
 /** Run with data[i] for argument i. */
 fd_status cpu_prim_run(struct cpu_dnnl *d, struct cpu_prim *p, void *const *data, void *scratch);
 
