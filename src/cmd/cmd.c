@@ -17,6 +17,7 @@ static const struct fd_command *const commands[] = {
     &fd_cmd_sample,
     &fd_cmd_demo,
     &fd_cmd_vae,
+    &fd_cmd_verify,
     &fd_cmd_plan,
     &fd_cmd_bench,
     &fd_cmd_options,

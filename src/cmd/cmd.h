@@ -55,6 +55,7 @@ int fd_main(int argc, char **argv);
 extern const struct fd_command fd_cmd_sample;
 extern const struct fd_command fd_cmd_demo;
 extern const struct fd_command fd_cmd_vae;
+extern const struct fd_command fd_cmd_verify;
 extern const struct fd_command fd_cmd_plan;
 extern const struct fd_command fd_cmd_bench;
 extern const struct fd_command fd_cmd_options;
