@@ -221,6 +221,7 @@ fd_status fd_verify_train(struct fd_verify *v) {
   FD_TRY(fd_scheduler_create(r->h.num_train_timesteps, r->h.shift, &r->scheduler));
   FD_TRY(fd_model_open(v->dir, &r->dit));
   FD_TRY(fd_params_layout(r->dit->params, true, 1));
+  fd_params_set_type(r->dit->params, v->dtype);
   const struct fd_step_config config = {.dit = r->dit,
                                         .dtype = v->dtype,
                                         .batch = r->B,
