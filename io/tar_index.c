@@ -78,7 +78,7 @@ fd_status fd_tar_scan(const char *path, fd_status (*each)(void *context, const s
     struct archive_entry *e;
     const int got = archive_read_next_header(a, &e);
     if (got == ARCHIVE_EOF) break;
-    if (got < ARCHIVE_WARN) { /* a wrong or cut header. libarchive would look for the next good one (RETRY); webdataset ends here */
+    if (got == ARCHIVE_RETRY || got < ARCHIVE_WARN) { /* a wrong or cut header. libarchive would look for the next good one (RETRY); webdataset ends here */
       const char *why = archive_error_string(a);
       const bool cut = why && (strstr(why, "runcated") || strstr(why, "end of file"));
       *state = first && !cut ? FD_SHARD_NOT_TAR : cut ? FD_SHARD_CUT : FD_SHARD_DAMAGED;
