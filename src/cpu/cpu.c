@@ -27,6 +27,8 @@
   K(conv2d_fwd) \
   K(conv2d_bwd_data) \
   K(conv2d_bwd_weights) \
+  K(groupnorm_fwd) \
+  K(groupnorm_bwd) \
   K(upsample2x_fwd) \
   K(upsample2x_bwd) \
   K(patchify) \
@@ -36,6 +38,7 @@
   K(posterior_bwd) \
   K(channel_affine) \
   K(pixels_fwd) \
+  K(randn) \
   K(flow_noise) \
   K(flow_loss_fwd) \
   K(flow_loss_bwd) \

@@ -111,15 +111,9 @@ CPU_INLINE float cpu_tanhf(float x) {
   return cpu_from_bits(cpu_bits(y) | (cpu_bits(x) & 0x80000000u));
 }
 
-/** ln x; x < 0 gives NaN, 0 gives -infinity, infinity itself. Subnormals too. */
-CPU_INLINE float cpu_logf(float x) {
-  bool tiny = x < 1.17549435e-38f;
-  float y = x * (tiny ? 8388608.0f : 1.0f);
-  uint32_t u = cpu_bits(y);
-  uint32_t k = u - 0x3f3504f3u; /* mantissa in sqrt(1/2) .. sqrt(2) */
-  float e = (float)((int32_t)k >> 23) - (tiny ? 23.0f : 0.0f);
-  float m = cpu_from_bits((k & 0x7fffffu) + 0x3f3504f3u) - 1.0f;
-  float p = 7.0376836292e-2f; /* Cephes, relative error 1e-8 */
+/* ln((1 + m) 2^e) for 1 + m in sqrt(1/2) .. sqrt(2); Cephes, relative error 1e-8. */
+CPU_INLINE float cpu_log_core(float m, float e) {
+  float p = 7.0376836292e-2f;
   p = cpu_fma(p, m, -1.1514610310e-1f);
   p = cpu_fma(p, m, 1.1676998740e-1f);
   p = cpu_fma(p, m, -1.2420140846e-1f);
@@ -129,23 +123,27 @@ CPU_INLINE float cpu_logf(float x) {
   p = cpu_fma(p, m, -2.4999993993e-1f);
   p = cpu_fma(p, m, 3.3333331174e-1f);
   float z = m * m;
-  float r = cpu_fma(m * z, p, e * -2.12194440e-4f);
+  float r = cpu_fma(m * z, p, e * -2.12194440e-4f); /* ln 2 in two parts */
   r = cpu_fma(z, -0.5f, r) + m;
-  r = cpu_fma(e, 0.693359375f, r);
+  return cpu_fma(e, 0.693359375f, r);
+}
+
+#define CPU_SQRT_HALF_BITS 0x3f3504f3u
+
+/** ln x; x < 0 gives NaN, 0 gives -infinity, infinity itself. Subnormals too. */
+CPU_INLINE float cpu_logf(float x) {
+  bool tiny = x < 1.17549435e-38f;
+  uint32_t k = cpu_bits(x * (tiny ? 8388608.0f : 1.0f)) - CPU_SQRT_HALF_BITS;
+  float e = (float)((int32_t)k >> 23) - (tiny ? 23.0f : 0.0f);
+  float r = cpu_log_core(cpu_from_bits((k & 0x7fffffu) + CPU_SQRT_HALF_BITS) - 1.0f, e);
   r = x == 0.0f ? -__builtin_inff() : r;
   r = x < 0.0f ? __builtin_nanf("") : r;
   r = (x > 3.40282347e38f) | (x != x) ? x : r;
   return r;
 }
 
-/** Sine and cosine for |x| <= 8192, absolute error below 1e-7 (the angle is taken as exact). Beyond: not meant. */
-CPU_INLINE void cpu_sincosf(float x, float *sine, float *cosine) {
-  float t = cpu_fma(x, 0.636619772f, CPU_ROUND_MAGIC);
-  float n = t - CPU_ROUND_MAGIC;
-  uint32_t q = cpu_bits(t);
-  float r = cpu_fma(n, -1.5703125f, x); /* pi / 2 in three parts: the first two products are exact */
-  r = cpu_fma(n, -4.837512969970703125e-4f, r);
-  r = cpu_fma(n, -7.5497899548918821e-8f, r);
+/* Sine and cosine of r + q pi/2, |r| <= pi/4; Cephes. */
+CPU_INLINE void cpu_sincos_core(float r, uint32_t q, float *sine, float *cosine) {
   float z = r * r;
   float s = cpu_fma(z, -1.9515295891e-4f, 8.3321608736e-3f);
   s = cpu_fma(s, z, -1.6666654611e-1f);
@@ -157,6 +155,16 @@ CPU_INLINE void cpu_sincosf(float x, float *sine, float *cosine) {
   uint32_t us = (cpu_bits(c) & swap) | (cpu_bits(s) & ~swap), uc = (cpu_bits(s) & swap) | (cpu_bits(c) & ~swap);
   *sine = cpu_from_bits(us ^ (q & 2u) << 30);
   *cosine = cpu_from_bits(uc ^ ((q + 1u) & 2u) << 30);
+}
+
+/** Sine and cosine for |x| <= 8192, absolute error below 1e-7 (the angle is taken as exact). Beyond: not meant. */
+CPU_INLINE void cpu_sincosf(float x, float *sine, float *cosine) {
+  float t = cpu_fma(x, 0.636619772f, CPU_ROUND_MAGIC);
+  float n = t - CPU_ROUND_MAGIC;
+  float r = cpu_fma(n, -1.5703125f, x); /* pi / 2 in three parts: the first two products are exact */
+  r = cpu_fma(n, -4.837512969970703125e-4f, r);
+  r = cpu_fma(n, -7.5497899548918821e-8f, r);
+  cpu_sincos_core(r, cpu_bits(t), sine, cosine);
 }
 
 /** The error function: a polynomial below 0.93, 1 - exp(polynomial) above (both of about 1 ulp). */
