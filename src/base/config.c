@@ -656,6 +656,14 @@ fd_status fd_config_finish(fd_config *config) {
                    " (%s)",
                    fd_config_where(config, "model.base_config_override.num_attention_heads"), heads, kv,
                    fd_config_where(config, "model.base_config_override.num_key_value_heads"));
+  static const struct {
+    const char *key, *value;
+  } not_built[] = {{"model.name", "FuseDiT"}, {"model.encoder_type", "clip-llm"}, {"gen.model_type", "fuse-dit"}, {"gen.model_type", "fuse-dit-clip"}};
+  for (size_t i = 0; i < sizeof not_built / sizeof not_built[0]; i++) {
+    const struct fd_option *row = fd_option_find(not_built[i].key);
+    if (!strcmp(*(const char *const *)((const char *)o + row->offset), not_built[i].value))
+      return FD_FAIL(FD_ERR_UNSUPPORTED, "%s: %s = \"%s\" is not built yet", fd_config_where(config, row->key), row->key, not_built[i].value);
+  }
   return fd_models_noise_scheduler(o, &config->shift_from);
 }
 

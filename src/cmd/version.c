@@ -14,6 +14,7 @@
 #include <webp/decode.h>
 
 #include "cmd/cmd.h"
+#include "graph/backend.h"
 
 #define TEXT_(x) #x
 #define TEXT(x) TEXT_(x)
@@ -27,6 +28,13 @@ void fd_version_print(FILE *to) {
   MPI_Get_library_version(mpi, &n);
   mpi[strcspn(mpi, ",\n")] = 0;
   fprintf(to, "fdhpc %s, commit %s, %s\n", PACKAGE_VERSION, FD_COMMIT, FD_CONFIGURED_CC);
+  const struct fd_backend *b;
+  fprintf(to, "backends:");
+  for (int i = 0; (b = fd_backend_at(i)); i++) {
+    fprintf(to, "%s %s", i ? ";" : "", b->name);
+    if (b->not_built) fprintf(to, " (not built: %s)", b->not_built);
+  }
+  fprintf(to, "\n");
   fprintf(to, "%s; HDF5 %u.%u.%u; oneDNN %d.%d.%d; libconfig %d.%d.%d; jansson %s; %s;\n", mpi, h5[0], h5[1], h5[2], dnnl->major,
           dnnl->minor, dnnl->patch, LIBCONFIG_VER_MAJOR, LIBCONFIG_VER_MINOR, LIBCONFIG_VER_REVISION, JANSSON_VERSION,
           archive_version_string());
