@@ -30,8 +30,11 @@ fd_status fd_dit_read(const json_t *json, void *config, struct fd_model_dims *di
   c->theta = fd_json_num(&b, "rope_theta", 10000);
   c->act = fd_json_activation(&b);
   c->bias = fd_json_bool(&b, "attention_bias", false);
-  c->D = fd_json_int(&j, "dit_hidden_size", fd_json_int(&b, "hidden_size", FD_JSON_REQUIRED, 1, 1 << 20), 1, 1 << 20);
-  c->layers = fd_json_int(&j, "dit_num_hidden_layers", fd_json_int(&b, "num_hidden_layers", FD_JSON_REQUIRED, 1, 10000), 1, 10000);
+  /* null: as the language model that base_config describes */
+  c->D = fd_json_has(&j, "dit_hidden_size") ? fd_json_int(&j, "dit_hidden_size", 0, 1, 1 << 20)
+                                            : fd_json_int(&b, "hidden_size", FD_JSON_REQUIRED, 1, 1 << 20);
+  c->layers = fd_json_has(&j, "dit_num_hidden_layers") ? fd_json_int(&j, "dit_num_hidden_layers", 0, 1, 10000)
+                                                       : fd_json_int(&b, "num_hidden_layers", FD_JSON_REQUIRED, 1, 10000);
   c->text_width = fd_json_int(&j, "text_hidden_size", FD_JSON_REQUIRED, 1, 1 << 20);
   c->P = (int)fd_json_int(&j, "patch_size", 2, 1, 64);
   c->in_channels = (int)fd_json_int(&j, "in_channels", 16, 1, 4096);
