@@ -2,7 +2,7 @@
 // Batches for training, decoded ahead of the step by threads.
 //
 // Invariants: what position p of a run sees depends on (seed, p, the data set) only, never on ranks, threads or where the run
-// was resumed. p = step * global_batch + position within it, or with accumulation (step * micros + micro) * micro_batch + position.
+// was resumed. p = (step * micros + micro) * global_batch + position in the micro-batch: the global sample index of all random numbers.
 // Epoch p / n is a keyed permutation of all n samples, each once. A bad sample is replaced by permutation index
 // hash(seed, epoch, p, attempt); noise, caption dropping and cropping stay keyed by p.
 #ifndef FD_IO_LOADER_H
