@@ -84,5 +84,47 @@ wrong 'channels differ' 2 'model.out_channels = 8, but model.in_channels = 16' '
 wrong 'scheduler is not here' 3 'noise_scheduler.pretrained_model_name_or_path: some/thing is neither a folder.*' \
     'noise_scheduler = { pretrained_model_name_or_path = "some/thing"; };' used x.cfg
 
+# ---- models: a copy of the demo's VAE, broken
+demo=$FDHPC_INPUT/demo
+[ -f "$demo/vae/config.json" ] || { echo "FDHPC_INPUT is not set to the folder input/"; exit 1; }
+printf 'no picture' >picture.png
+
+# vae EDIT-OF-CONFIG: m is a copy of the VAE whose config.json went through sed
+vae() {
+    rm -rf m && cp -r "$demo/vae" m && chmod -R u+w m
+    sed "$1" "$demo/vae/config.json" >m/config.json
+}
+encode="vae encode m picture.png latents.h5"
+
+wrong 'no such model folder' 3 'there is no folder ./nowhere' '' vae encode ./nowhere picture.png latents.h5
+wrong 'model is not downloaded' 3 'REPA-E/e2e-flux-vae is neither a folder.*huggingface cache|huggingface-cli download REPA-E/e2e-flux-vae' '' \
+    vae encode REPA-E/e2e-flux-vae picture.png latents.h5
+wrong 'model with a licence' 3 'Its licence must be accepted' '' vae encode black-forest-labs/FLUX.1-dev picture.png latents.h5
+vae '' && rm m/config.json
+wrong 'no config.json' 3 'm/? has no config.json' '' $encode
+vae '1s/{/[/'
+wrong 'config.json is no JSON' 4 'm/config.json:[0-9]+: ' '' $encode
+vae 's/"AutoencoderKL"/"AutoencoderDC"/'
+wrong 'unknown class of model' 8 'config.json is of class AutoencoderDC; known are' '' $encode
+rm -rf m && cp -r "$demo/text_encoder" m
+wrong 'another kind of model' 2 'm holds a Gemma.*, expected a VAE' '' $encode
+vae 's/"latent_channels": 16/"latent_channels": "16"/'
+wrong 'config.json: wrong type' 4 'latent_channels is no integer' '' $encode
+vae 's/"norm_num_groups": 8/"norm_num_groups": 7/'
+wrong 'groups not divisible' 4 'norm_num_groups 7 does not divide' '' $encode
+vae 's/"layers_per_block": 1/"layers_per_block": 2/'
+wrong 'missing tensors' 4 '64 missing: encoder.down_blocks.0.resnets.1.norm1.weight, ' '' $encode
+vae 's/"mid_block_add_attention": true/"mid_block_add_attention": false/'
+wrong 'tensors too many' 4 '20 unknown: decoder.mid_block.attentions.0.group_norm.bias, ' '' $encode
+vae 's/^    48,/    56,/'
+wrong 'misshapen tensors' 4 'encoder.down_blocks.2.resnets.0.conv1.weight is \[48, 32, 3, 3\], config.json means \[56, 32, 3, 3\]' '' $encode
+vae '' && rm m/*.safetensors
+wrong 'no weights' 3 'm: holds no \*.safetensors' '' $encode
+vae '' && head -c 100000 "$demo/vae/diffusion_pytorch_model.safetensors" >m/diffusion_pytorch_model.safetensors
+wrong 'weights cut short' 4 'lie outside the file.*truncated or damaged' '' $encode
+vae '' && echo 'version https://git-lfs.github.com/spec/v1' >m/diffusion_pytorch_model.safetensors
+wrong 'weights are a pointer of Git LFS' 4 'no safetensors file' '' $encode
+wrong 'vae: neither encode nor decode' 2 'the first word is "encrypt", expected encode or decode' '' vae encrypt m picture.png latents.h5
+
 echo "$((rows - failed)) passed, $failed failed, 0 skipped"
 exit $((failed > 0))
