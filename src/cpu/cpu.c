@@ -22,6 +22,8 @@
   K(gate_residual_bwd) \
   K(heads_fwd) \
   K(heads_bwd) \
+  K(attention_fwd) \
+  K(attention_bwd) \
   K(embed_fwd) \
   K(embed_bwd) \
   K(conv2d_fwd) \
