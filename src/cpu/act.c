@@ -35,13 +35,23 @@ fd_status cpu_act_fwd(fd_ctx *ctx, const struct fd_act_fwd_args *a) {
   return FD_OK;
 }
 
-CPU_CLONES static void bwd(const void *dy, const void *x, void *dx, bool bf16, bool acc, enum fd_act act, int64_t lo, int64_t hi) {
-#define LOOP(bf16, act)                                                   \
-  _Pragma("GCC ivdep") for (int64_t i = lo; i < hi; i++) {                \
-    float value, d = cpu_act_grad(act, cpu_load(x, bf16, i), &value);     \
-    d *= cpu_load(dy, bf16, i);                                           \
-    cpu_store(dx, bf16, i, acc ? cpu_load(dx, bf16, i) + d : d);          \
+/* bf16, acc and act are constants where this is inlined. */
+CPU_INLINE void bwd_loop(const void *dy, const void *x, void *dx, bool bf16, bool acc, enum fd_act act, int64_t lo, int64_t hi) {
+  #pragma GCC ivdep
+  for (int64_t i = lo; i < hi; i++) {
+    float value, d = cpu_act_grad(act, cpu_load(x, bf16, i), &value);
+    d *= cpu_load(dy, bf16, i);
+    if (acc) d += cpu_load(dx, bf16, i);
+    cpu_store(dx, bf16, i, d);
   }
+}
+
+CPU_CLONES static void bwd(const void *dy, const void *x, void *dx, bool bf16, bool acc, enum fd_act act, int64_t lo, int64_t hi) {
+#define LOOP(bf16, act)                                      \
+  do {                                                       \
+    if (acc) bwd_loop(dy, x, dx, bf16, true, act, lo, hi);   \
+    else bwd_loop(dy, x, dx, bf16, false, act, lo, hi);      \
+  } while (0)
   if (bf16) CPU_ACT_SWITCH(act, BF16)
   else CPU_ACT_SWITCH(act, F32)
 #undef LOOP

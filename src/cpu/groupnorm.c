@@ -197,22 +197,36 @@ CPU_CLONES static void piece_sums(const void *dy, const void *x, bool bf16, enum
 #undef LOOP
 }
 
-/* mA, mQ: the group's means of w A and w Q. */
+/* mA, mQ: the group's means of w A and w Q. bf16, acc and act are constants where this is inlined: with a load that depends on
+ * `acc` at run time the loop would stay scalar. */
+CPU_INLINE void dx_loop(const void *dy, const void *x, void *dx, bool bf16, bool acc, enum fd_act act, int64_t n, int64_t period,
+                        const float *mean, const float *rstd, const float *w, const float *b, const float *mA, const float *mQ) {
+  for (int64_t at = 0; at < n; at += period) {
+    const int64_t len = n - at < period ? n - at : period;
+    #pragma GCC ivdep
+    for (int64_t i = 0; i < len; i++) {
+      float h, dz = dz_of(cpu_load(x, bf16, at + i), cpu_load(dy, bf16, at + i), mean[i], rstd[i], w[i], b[i], act, &h);
+      float d = rstd[i] * (cpu_fma(dz, w[i], -mA[i]) - h * mQ[i]);
+      if (acc) d += cpu_load(dx, bf16, at + i);
+      cpu_store(dx, bf16, at + i, d);
+    }
+  }
+}
+
 CPU_CLONES static void piece_dx(const void *dy, const void *x, void *dx, bool bf16, bool acc, enum fd_act act, int64_t n, int64_t period,
                                 const float *mean, const float *rstd, const float *w, const float *b, const float *mA, const float *mQ) {
-#define LOOP(bf16, act)                                                                                                           \
-  for (int64_t at = 0; at < n; at += period) {                                                                                    \
-    const int64_t len = n - at < period ? n - at : period;                                                                        \
-    _Pragma("GCC ivdep") for (int64_t i = 0; i < len; i++) {                                                                      \
-      float h, dz = dz_of(cpu_load(x, bf16, at + i), cpu_load(dy, bf16, at + i), mean[i], rstd[i], w[i], b[i], act, &h);          \
-      float d = rstd[i] * (cpu_fma(dz, w[i], -mA[i]) - h * mQ[i]);                                                                \
-      cpu_store(dx, bf16, at + i, acc ? cpu_load(dx, bf16, at + i) + d : d);                                                      \
-    }                                                                                                                             \
+#define LOOP(bf16, acc, act) dx_loop(dy, x, dx, bf16, acc, act, n, period, mean, rstd, w, b, mA, mQ)
+  if (act == FD_ACT_SILU) {
+    if (bf16 && acc) LOOP(true, true, FD_ACT_SILU);
+    else if (bf16) LOOP(true, false, FD_ACT_SILU);
+    else if (acc) LOOP(false, true, FD_ACT_SILU);
+    else LOOP(false, false, FD_ACT_SILU);
+  } else {
+    if (bf16 && acc) LOOP(true, true, FD_ACT_NONE);
+    else if (bf16) LOOP(true, false, FD_ACT_NONE);
+    else if (acc) LOOP(false, true, FD_ACT_NONE);
+    else LOOP(false, false, FD_ACT_NONE);
   }
-  if (bf16 && act == FD_ACT_SILU) LOOP(true, FD_ACT_SILU)
-  else if (bf16) LOOP(true, FD_ACT_NONE)
-  else if (act == FD_ACT_SILU) LOOP(false, FD_ACT_SILU)
-  else LOOP(false, FD_ACT_NONE)
 #undef LOOP
 }
 

@@ -12,21 +12,32 @@ CPU_INLINE float clamped(float x) {
   return x > LOGVAR_MOST ? LOGVAR_MOST : x;
 }
 
-CPU_INLINE void fwd_rows(const void *moments, bool bf16, const float *noise, float *mean, float *logvar, float *latent, int64_t Z, int64_t lo,
-                         int64_t hi) {
+/* bf16 and `kind` are constants where this is inlined. */
+enum kind { NO_LATENT, MODE, SAMPLE };
+
+CPU_INLINE void fwd_rows(const void *moments, bool bf16, enum kind kind, const float *noise, float *mean, float *logvar, float *latent, int64_t Z,
+                         int64_t lo, int64_t hi) {
   for (int64_t r = lo; r < hi; r++)
     _Pragma("GCC ivdep") for (int64_t z = 0; z < Z; z++) {
       const float m = cpu_load(moments, bf16, 2 * Z * r + z), v = clamped(cpu_load(moments, bf16, 2 * Z * r + Z + z));
       mean[r * Z + z] = m;
-      if (logvar) logvar[r * Z + z] = v;
-      if (latent) latent[r * Z + z] = noise ? cpu_fma(cpu_expf_bounded(0.5f * v), noise[r * Z + z], m) : m;
+      logvar[r * Z + z] = v;
+      if (kind == SAMPLE) latent[r * Z + z] = cpu_fma(cpu_expf_bounded(0.5f * v), noise[r * Z + z], m);
+      if (kind == MODE) latent[r * Z + z] = m;
     }
 }
 
 CPU_CLONES static void fwd(const void *moments, bool bf16, const float *noise, float *mean, float *logvar, float *latent, int64_t Z, int64_t lo,
                            int64_t hi) {
-  if (bf16) fwd_rows(moments, true, noise, mean, logvar, latent, Z, lo, hi);
-  else fwd_rows(moments, false, noise, mean, logvar, latent, Z, lo, hi);
+#define ROWS(kind)                                                                          \
+  do {                                                                                      \
+    if (bf16) fwd_rows(moments, true, kind, noise, mean, logvar, latent, Z, lo, hi);        \
+    else fwd_rows(moments, false, kind, noise, mean, logvar, latent, Z, lo, hi);            \
+  } while (0)
+  if (!latent) ROWS(NO_LATENT);
+  else if (!noise) ROWS(MODE);
+  else ROWS(SAMPLE);
+#undef ROWS
 }
 
 fd_status cpu_posterior_fwd_prepare(fd_ctx *ctx, const struct fd_posterior_fwd_args *a, size_t *scratch_bytes) {

@@ -12,14 +12,14 @@
 #include "base/dtype.h"
 
 /* Before a function whose loops should be compiled per CPU level. Loops of an OpenMP region are in a function of the
- * compiler's own that is not cloned: call a cloned function from there. Override to test one level:
- * make CPPFLAGS='-DCPU_CLONES="__attribute__((target(\"arch=x86-64-v3\")))"' */
-#ifndef CPU_CLONES
-#if defined __x86_64__ && defined __GNUC__ && !defined __clang__
-#define CPU_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
+ * compiler's own that is not cloned: call a cloned function from there. To test a lower level on a newer CPU:
+ * make CPPFLAGS=-DCPU_ONLY_V3 (AVX2), make CPPFLAGS=-DCPU_ONLY_BASE (SSE2). */
+#if defined CPU_ONLY_V3
+#define CPU_CLONES __attribute__((target("arch=x86-64-v3")))
+#elif defined CPU_ONLY_BASE || !defined __x86_64__ || !defined __GNUC__ || defined __clang__
 #define CPU_CLONES
-#endif
+#else
+#define CPU_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #endif
 
 #define CPU_INLINE static inline __attribute__((always_inline, unused))
@@ -44,9 +44,10 @@ CPU_INLINE float cpu_load(const void *p, bool bf16, int64_t i) {
 /** Rounds to nearest even; NaN stays NaN. */
 CPU_INLINE fd_bf16 cpu_to_bf16(float x) {
   uint32_t u = cpu_bits(x);
-  uint32_t rounded = u + 0x7fffu + (u >> 16 & 1u);
-  uint32_t nan = u | 0x400000u;
-  return (fd_bf16)((x != x ? nan : rounded) >> 16);
+  uint32_t rounded = u + 0x7fffu + (u >> 16 & 1u), nan = u | 0x400000u;
+  /* all ones for a NaN: integer arithmetic, since a select would be narrowed to 16 bits twice */
+  uint32_t is_nan = (uint32_t)((int32_t)(0x7f800000u - (u & 0x7fffffffu)) >> 31);
+  return (fd_bf16)(((rounded & ~is_nan) | (nan & is_nan)) >> 16);
 }
 CPU_INLINE void cpu_store(void *p, bool bf16, int64_t i, float x) {
   if (bf16) ((fd_bf16 *)p)[i] = cpu_to_bf16(x);
@@ -197,10 +198,17 @@ CPU_INLINE float cpu_erff(float x) {
  * the order of additions, and so the result, is the same at every level. */
 enum { CPU_LANES = 32 };
 
-CPU_INLINE float cpu_lanes_sum(float *lane) {
-  for (int w = CPU_LANES / 2; w > 0; w /= 2)
-    for (int l = 0; l < w; l++) lane[l] += lane[l + w];
-  return lane[0];
+typedef float cpu_v4 __attribute__((vector_size(16), aligned(4), may_alias));
+typedef float cpu_v8 __attribute__((vector_size(32), aligned(4), may_alias));
+
+/** Lane l + lane l + 16, then + 8, + 4, + 2, + 1: halves are added to halves. Written with GCC's vector types, since a loop goes
+ *  through memory five times. */
+CPU_INLINE float cpu_lanes_sum(const float *lane) {
+  const cpu_v8 *v = (const cpu_v8 *)lane;
+  cpu_v8 e = (v[0] + v[2]) + (v[1] + v[3]);
+  cpu_v4 f = __builtin_shufflevector(e, e, 0, 1, 2, 3) + __builtin_shufflevector(e, e, 4, 5, 6, 7);
+  f = f + __builtin_shufflevector(f, f, 2, 3, 2, 3);
+  return f[0] + f[1];
 }
 
 /** lane[] += EXPR for i = 0 .. n-1, EXPR an expression in `i`. */
