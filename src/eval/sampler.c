@@ -31,7 +31,7 @@ struct fd_sampler {
   float *sigmas, *timesteps; /* [steps + 1], [steps] */
   fd_graph *text_graph, *noise_graph, *step_graph, *decode_graph;
   struct fd_text_vars text_in, step_in;
-  fd_var keys, t, step, out, pictures;
+  fd_var keys, t, step, out, model_out, sample_in_step, pictures;
   void *states, *sample; /* device */
   void *arena;
   size_t arena_bytes, states_bytes, sample_bytes;
@@ -72,12 +72,15 @@ static struct step_vars build_step(fd_sampler *s) {
   fd_graph *g = s->step_graph;
   const int64_t patch = s->parts.dit->dims.patch;
   struct step_vars v = {.sample = sample_var(s, g)};
+  s->sample_in_step = v.sample;
   v.states = fd_graph_external(g, "states", s->config.dtype, 2, (int64_t[]){s->text->T, s->parts.text_encoder->dims.width}, 0);
   fd_text_inputs(g, "text", s->text, s->h / patch * (s->w / patch), &s->step_in);
   s->t = fd_graph_input(g, "timestep", FD_F32, 1, (int64_t[]){s->rows});
   s->step = fd_graph_input(g, "guidance, step", FD_F32, 1, (int64_t[]){2});
   fd_var x = fd_cast(g, v.sample, s->config.dtype, s->guided ? 2 : 1);
   fd_var out = fd_dit(s->parts.dit, g, &(struct fd_dit_inputs){.x = x, .t = s->t, .states = v.states, .text = &s->step_in});
+  s->model_out = out;
+  fd_graph_keep(g, out);
   fd_cfg_euler(g, out, s->step, v.sample);
   return v;
 }
@@ -173,6 +176,10 @@ done:
 void fd_sampler_destroy(fd_sampler **sampler) {
   fd_sampler *s = *sampler;
   if (!s) return;
+  /* the models live on */
+  if (s->text_graph) fd_params_forget(s->parts.text_encoder->params, s->text_graph);
+  if (s->step_graph) fd_params_forget(s->parts.dit->params, s->step_graph);
+  if (s->decode_graph) fd_params_forget(s->parts.vae->params, s->decode_graph);
   fd_graph_destroy(&s->text_graph);
   fd_graph_destroy(&s->noise_graph);
   fd_graph_destroy(&s->step_graph);
@@ -232,15 +239,35 @@ static fd_status set_noise(fd_sampler *s, int n, const struct fd_sample_request 
 /* clamp(x / 2 + 1/2, 0, 1) as a byte, halves to even */
 static unsigned char to_byte(float x) { return (unsigned char)nearbyintf(255.0f * fminf(1.0f, fmaxf(0.0f, x * 0.5f + 0.5f))); }
 
-fd_status fd_sampler_run(fd_sampler *s, int n, const struct fd_sample_request *request, unsigned char *rgb) {
+/* A value of either float type as f32, for the watcher. */
+static fd_status show(fd_sampler *s, fd_graph *g, fd_var v, enum fd_sampler_stage stage, int step, fd_sampler_watch *watch, void *user) {
+  fd_status st = FD_OK;
+  const fd_tensor *t = fd_graph_get(g, v);
+  const int64_t n = fd_tensor_numel(t);
+  float *values = malloc((size_t)n * sizeof *values);
+  void *raw = malloc(fd_tensor_bytes(t));
+  if (!values || !raw) FD_TRY(FD_FAIL(FD_ERR_NOMEM, "no memory"));
+  FD_TRY(fd_graph_read(g, v, raw, fd_tensor_bytes(t)));
+  fd_convert(values, FD_F32, raw, t->dtype, n);
+  FD_TRY(watch(user, stage, step, values, n, s->text));
+done:
+  free(raw);
+  free(values);
+  return st;
+}
+
+fd_status fd_sampler_run_watched(fd_sampler *s, int n, const struct fd_sample_request *request, const float *latents, fd_sampler_watch *watch,
+                                 void *user, unsigned char *rgb) {
   fd_status st = FD_OK;
   float *t = malloc((size_t)s->rows * sizeof *t), *pictures = NULL;
   const int64_t values = s->config.height * s->config.width * 3;
   if (!t || n < 1 || n > s->config.batch) FD_TRY(FD_FAIL(FD_ERR_ARG, "sampler: %d requests, expected 1 to %lld", n, (long long)s->config.batch));
   FD_TRY(set_text(s, n, request));
+  if (watch) FD_TRY(watch(user, FD_SAMPLER_TEXT, 0, NULL, 0, s->text));
   FD_TRY(fd_text_set(s->text_graph, &s->text_in, s->text));
   FD_TRY(fd_graph_run(s->text_graph));
-  FD_TRY(set_noise(s, n, request));
+  if (latents) FD_TRY(fd_graph_set(s->step_graph, s->sample_in_step, latents, s->sample_bytes));
+  else FD_TRY(set_noise(s, n, request));
   FD_TRY(fd_text_set(s->step_graph, &s->step_in, s->text));
   for (int i = 0; i < s->config.num_inference_steps; i++) {
     const float step[2] = {(float)s->config.guidance_scale, s->sigmas[i + 1] - s->sigmas[i]};
@@ -248,8 +275,13 @@ fd_status fd_sampler_run(fd_sampler *s, int n, const struct fd_sample_request *r
     FD_TRY(fd_graph_set(s->step_graph, s->t, t, (size_t)s->rows * sizeof *t));
     FD_TRY(fd_graph_set(s->step_graph, s->step, step, sizeof step));
     FD_TRY(fd_graph_run(s->step_graph));
+    if (!watch) continue;
+    FD_TRY(show(s, s->step_graph, s->model_out, FD_SAMPLER_MODEL_OUT, i, watch, user));
+    FD_TRY(show(s, s->step_graph, s->sample_in_step, FD_SAMPLER_LATENTS, i, watch, user));
   }
   FD_TRY(fd_graph_run(s->decode_graph));
+  if (watch) FD_TRY(show(s, s->decode_graph, s->pictures, FD_SAMPLER_PICTURES, 0, watch, user));
+  if (!rgb) goto done;
   pictures = malloc((size_t)(n * values) * sizeof *pictures);
   if (!pictures) FD_TRY(FD_FAIL(FD_ERR_NOMEM, "no memory for %d pictures", n));
   FD_TRY(fd_graph_read(s->decode_graph, s->pictures, pictures, (size_t)(n * values) * sizeof *pictures));
@@ -258,6 +290,10 @@ done:
   free(pictures);
   free(t);
   return st;
+}
+
+fd_status fd_sampler_run(fd_sampler *s, int n, const struct fd_sample_request *request, unsigned char *rgb) {
+  return fd_sampler_run_watched(s, n, request, NULL, NULL, NULL, rgb);
 }
 
 /* ---- many prompts, many ranks ------------------------------------------------------------------------------------ */

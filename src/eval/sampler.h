@@ -44,6 +44,20 @@ void fd_sampler_destroy(fd_sampler **s);
 /** Bytes of device memory beside the weights. */
 size_t fd_sampler_bytes(const fd_sampler *s);
 
+/** What a watcher sees of a batch, in this order; text once, the next two after each step, pictures at the end. */
+enum fd_sampler_stage {
+  FD_SAMPLER_TEXT,      /* values: none; text: the packed ids of all rows (negative prompts first) */
+  FD_SAMPLER_MODEL_OUT, /* [rows, h, w, C] before guidance */
+  FD_SAMPLER_LATENTS,   /* [batch, h, w, C] after the step */
+  FD_SAMPLER_PICTURES   /* [batch, H, W, 3] not clamped */
+};
+typedef fd_status fd_sampler_watch(void *user, enum fd_sampler_stage stage, int step, const float *values, int64_t n, const struct fd_text *text);
+
+/** Run from given latents ([batch, h, w, C], normalised as the DiT sees them) instead of the requests' own, and look at every stage: for
+ *  verify. latents NULL: the requests'; watch NULL: nobody looks; rgb NULL: no bytes. Local. */
+fd_status fd_sampler_run_watched(fd_sampler *s, int n, const struct fd_sample_request *request, const float *latents, fd_sampler_watch *watch,
+                                 void *user, unsigned char *rgb);
+
 /** One batch: n <= batch requests (the rest is filled with copies of the last and thrown away); rgb out [n, H, W, 3]. Local. */
 fd_status fd_sampler_run(fd_sampler *s, int n, const struct fd_sample_request *request, unsigned char *rgb);
 
