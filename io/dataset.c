@@ -36,6 +36,7 @@ struct fd_dataset {
   uint64_t fingerprint;
   struct shard *shards;
   char **paths; /* owned, one allocation: the expanded list */
+  char *columns[3]; /* owned: picture, captions */
   pthread_mutex_t lock; /* of the open files */
   int n_open, most_open;
   uint64_t clock;
@@ -151,7 +152,7 @@ static fd_status add_source(fd_dataset *d, const struct fd_dataset_config *confi
   d->n += s->map.n;
   d->n_shards += s->map.n_shards;
   d->fingerprint = d->fingerprint * 31 + s->map.fingerprint;
-  for (int k = 0; k < FD_BAD_COUNT; k++) d->lost[k] += s->map.lost[k];
+  for (int k = 0; k < FD_BAD_COUNT && !s->map.pack; k++) d->lost[k] += s->map.lost[k]; /* what a pack left out was said when it was made */
 done:
   return st;
 }
@@ -210,8 +211,10 @@ fd_status fd_dataset_open(fd_comm *comm, const struct fd_dataset_config *config,
     d->paths = list;
     list = NULL;
     d->sources = calloc((size_t)n + 1, sizeof *d->sources);
+    d->columns[0] = strdup(config->image_column);
+    for (int c = 0; c < 2; c++) d->columns[1 + c] = strdup(config->caption_columns[c] ? config->caption_columns[c] : "");
   }
-  FD_TRY(fd_agree(comm, d && tars && d->sources ? FD_OK : FD_FAIL(FD_ERR_NOMEM, "no memory for %lld paths", (long long)n)));
+  FD_TRY(fd_agree(comm, d && tars && d->sources && d->columns[0] && d->columns[1] && d->columns[2] ? FD_OK : FD_FAIL(FD_ERR_NOMEM, "no memory for %lld paths", (long long)n)));
   for (int64_t i = 0; i < n; i++)
     if (!is_pack(d->paths[i])) tars[n_tars++] = d->paths[i];
   if (n_tars) {
@@ -266,6 +269,7 @@ void fd_dataset_destroy(fd_dataset **dataset) {
     if (d->shards[i].fd >= 0) close(d->shards[i].fd);
   for (int s = 0; s < d->n_sources; s++) fd_dataset_map_close(&d->sources[s].map);
   pthread_mutex_destroy(&d->lock);
+  for (int c = 0; c < 3; c++) free(d->columns[c]);
   free(d->sources);
   free(d->shards);
   free(d->paths);
@@ -297,6 +301,8 @@ bool fd_dataset_has_caption(const fd_dataset *d, int column) {
     if (!d->sources[s].map.caption[column].bytes) return false;
   return d->n_sources > 0;
 }
+
+const char *fd_dataset_column(const fd_dataset *d, int column) { return d->columns[column + 1]; }
 
 static const struct source *source_of(const fd_dataset *d, int64_t i) {
   int s = d->n_sources - 1;

@@ -72,6 +72,8 @@ int64_t fd_dataset_n_shards(const fd_dataset *d);
 const char *fd_dataset_shard_path(const fd_dataset *d, int64_t shard, enum fd_shard_state *state);
 /** Whether a caption column is there (samples of `original` may lack it one by one). */
 bool fd_dataset_has_caption(const fd_dataset *d, int column);
+/** Extension of caption column 0 or 1 as configured, "" if not wanted; column -1: of the picture. */
+const char *fd_dataset_column(const fd_dataset *d, int column);
 
 /** Where a sample lies, for messages and packs. `key` is not terminated. bytes < 0: this sample lacks that member. */
 struct fd_member {

@@ -16,6 +16,7 @@
 static const struct fd_command *const commands[] = {
     &fd_cmd_sample,
     &fd_cmd_demo,
+    &fd_cmd_pack,
     &fd_cmd_vae,
     &fd_cmd_verify,
     &fd_cmd_plan,

@@ -54,6 +54,7 @@ int fd_main(int argc, char **argv);
 /* ---- one line per command, in the order of the help -------------------------------------------------------------- */
 extern const struct fd_command fd_cmd_sample;
 extern const struct fd_command fd_cmd_demo;
+extern const struct fd_command fd_cmd_pack;
 extern const struct fd_command fd_cmd_vae;
 extern const struct fd_command fd_cmd_verify;
 extern const struct fd_command fd_cmd_plan;
