@@ -66,8 +66,8 @@ void fd_graph_want_grad(fd_graph *g, fd_var v, fd_var grad);
 /** Append the backward ops of everything that leads from wanted leaves to the n outputs, whose gradients are dout[i]
  *  (same shape and type; never written). An op without a backward between them is FD_ERR_UNSUPPORTED by name. At most once
  *  per graph. Ops appended after it (clip, adamw) are not differentiated.
- *  Rows beyond a count, and rows of attention that no range covers, have no gradient and are not read; so where gradients
- *  flow, counts are exact, not rounded up. */
+ *  Rows beyond a count, and rows of attention that no range covers, have no gradient and are not read. So where gradients flow
+ *  through attention on packed rows, ranges cover all rows that are counted (a range may have keys and no queries). */
 void fd_graph_backward(fd_graph *g, int n, const fd_var *out, const fd_var *dout);
 /** After fd_graph_backward; 0 if nothing leads to v. */
 fd_var fd_graph_grad(const fd_graph *g, fd_var v);
