@@ -180,7 +180,11 @@ fd_status open_folder(const char *folder, fd_tokenizer *t) {
       static const char *const gemma[] = {"<bos>", "<eos>", "<unk>", "<pad>"};
       if (t->pieces.PieceToId(gemma[i]) != t->pieces.unk_id() || i == 2) special[i] = gemma[i];
     }
-    fd_status st = add_token(t, special[i], -1, json_is_object(value) ? value : nullptr);
+    /* tokenizer.model may call the same piece "<s>": then it is the one that has this role there */
+    const int role[] = {t->pieces.bos_id(), t->pieces.eos_id(), t->pieces.unk_id(), t->pieces.pad_id()};
+    const int piece = special[i] ? t->pieces.PieceToId(special[i]) : -1;
+    const bool named_so = piece >= 0 && t->pieces.IdToPiece(piece) == special[i];
+    fd_status st = add_token(t, special[i], named_so ? -1 : role[i], json_is_object(value) ? value : nullptr);
     if (st != FD_OK) return st;
   }
   json_t *more = json_object_get(config.value, "additional_special_tokens");
