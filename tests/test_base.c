@@ -2,16 +2,28 @@
 // Base: known answers of the generator, the permutation is one, conversions round to nearest even.
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "base/dtype.h"
 #include "base/rng.h"
-#include "op/ops.h"
+#include "op/ctx.h"
 
 static int failed;
 #define CHECK(c)                                                    \
   do {                                                              \
     if (!(c)) failed = 1, printf("%s:%d: %s\n", __FILE__, __LINE__, #c); \
   } while (0)
+
+/* A backend that lacks kernels is refused, and the message names them. */
+static void check_missing_kernels(void) {
+  struct fd_ops ops = {0};
+  struct fd_backend backend = {.name = "test", .ops = &ops};
+  CHECK(fd_backend_check(&backend) == FD_ERR_UNSUPPORTED && strstr(fd_status_message(), "matmul colsum"));
+  memset(&ops, 0xff, sizeof ops);
+  CHECK(fd_backend_check(&backend) == FD_OK);
+  ops.geglu_bwd = NULL;
+  CHECK(fd_backend_check(&backend) == FD_ERR_UNSUPPORTED && strcmp(fd_status_message(), "backend test has no kernel for geglu_bwd") == 0);
+}
 
 int main(void) {
   uint32_t r[4];
@@ -36,5 +48,6 @@ int main(void) {
   CHECK(isnan(fd_bf16_to_f32(fd_f32_to_bf16(NAN))));
   CHECK(fd_f16_to_f32(0x3c00) == 1.0f && fd_f16_to_f32(1) == 0x1p-24f && isinf(fd_f16_to_f32(0xfc00)));
   CHECK(fd_op_info(FD_OP_matmul)->n_slots == 5 && fd_op_info(FD_OP_matmul)->optional[2]);
+  check_missing_kernels();
   return failed;
 }

@@ -23,8 +23,9 @@ fd_status fd_backend_find(const char *name, const struct fd_backend **out) {
   for (int i = 0; (b = fd_backend_at(i)); i++) {
     if (automatic ? b->not_built != NULL : strcmp(name, b->name) != 0) continue;
     if (b->not_built) return FD_FAIL(FD_ERR_UNSUPPORTED, "backend %s is not built: %s", b->name, b->not_built);
-    *out = b;
-    return FD_OK;
+    fd_status st = fd_backend_check(b);
+    if (st == FD_OK) *out = b;
+    return st;
   }
   return FD_FAIL(FD_ERR_CONFIG, "backend \"%s\" does not exist: choose auto, cpu or cuda", name);
 }

@@ -3,10 +3,21 @@
 #include "op/ctx.h"
 
 #include <sched.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 static fd_op_hook *op_hook;
 static void *op_hook_user;
+
+fd_status fd_backend_check(const struct fd_backend *backend) {
+  char names[512] = "";
+  size_t n = 0;
+#define X(name, slots) \
+  if (!backend->ops->name && n < sizeof names) n += (size_t)snprintf(names + n, sizeof names - n, " %s", #name);
+#include "op/ops.def"
+#undef X
+  return n ? FD_FAIL(FD_ERR_UNSUPPORTED, "backend %s has no kernel for%s", backend->name, names) : FD_OK;
+}
 
 fd_status fd_ctx_create(const struct fd_backend *backend, int n_threads, struct fd_comm *comm, fd_ctx **out) {
   return fd_ctx_create_with(backend, n_threads, comm, 0, out);

@@ -43,6 +43,9 @@ struct fd_ctx {
 
 enum { FD_CTX_DETERMINISTIC = 1u, FD_CTX_SHARE_DEVICE = 2u };
 
+/** FD_OK if the backend has a kernel for every op; else FD_ERR_UNSUPPORTED with the names of those that are missing. */
+fd_status fd_backend_check(const struct fd_backend *backend);
+
 /** Open a context on a backend. n_threads 0: the cores this process may use. comm may be NULL. Local. */
 fd_status fd_ctx_create(const struct fd_backend *backend, int n_threads, struct fd_comm *comm, fd_ctx **out);
 /** The same with FD_CTX_* flags. */
