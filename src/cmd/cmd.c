@@ -14,6 +14,7 @@
 
 /* One row per command, in the order of the help. */
 static const struct fd_command *const commands[] = {
+    &fd_cmd_train,
     &fd_cmd_sample,
     &fd_cmd_demo,
     &fd_cmd_pack,

@@ -52,6 +52,7 @@ void fd_version_print(FILE *to);
 int fd_main(int argc, char **argv);
 
 /* ---- one line per command, in the order of the help -------------------------------------------------------------- */
+extern const struct fd_command fd_cmd_train;
 extern const struct fd_command fd_cmd_sample;
 extern const struct fd_command fd_cmd_demo;
 extern const struct fd_command fd_cmd_pack;
