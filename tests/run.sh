@@ -24,12 +24,13 @@ fi
 make -j"$jobs" || finish "make failed"
 
 log=run.log
+touch run.begin
 make -k check ${GOLDEN:+GOLDEN="$GOLDEN"} 2>&1 | tee "$log"
 status=${PIPESTATUS[0]}
 
 # automake's totals, and those of tests that print a line "N passed, N failed, N skipped" of their own (rank 0)
 read -r passed failed skipped < <(
-    find . -name '*.log' -path '*tests/*' -newer config.status -exec grep -hE '^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$' {} + |
+    find . -name '*.log' -path '*tests/*' -newer run.begin -exec grep -hE '^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$' {} + |
         cat - <(grep -E '^# (PASS|FAIL|XPASS|ERROR|SKIP|XFAIL):' "$log") |
         awk '/passed,/ { p += $1; f += $3; s += $5 }
              $2 == "PASS:" { p += $3 } $2 == "XFAIL:" { p += $3 } $2 == "SKIP:" { s += $3 }

@@ -170,6 +170,8 @@ const struct fd_command fd_cmd_sample = {
                                       {"--H", "H", "gen.H", "height in pixels"},
                                       {"--W", "W", "gen.W", "width in pixels"},
                                       {"--vae", "MODEL", "vae.pretrained_model_name_or_path", "folder or name of the VAE"},
+                                      {"--scheduler", "MODEL", "noise_scheduler.pretrained_model_name_or_path", "folder or name of the noise levels"},
+                                      {"--type", "TYPE", "gen.model_type", "kind of model"},
                                       {"--jpeg", NULL, NULL, "write .jpg files instead of .png"},
                                       {0}},
     .groups = "gen",
