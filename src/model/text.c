@@ -43,8 +43,8 @@ fd_status fd_text_pack(struct fd_text *t, int64_t b, const int32_t *ids, int64_t
   int64_t total = 0;
   if (b < 0 || b > t->B) return FD_FAIL(FD_ERR_ARG, "%lld samples of text, room for %lld", (long long)b, (long long)t->B);
   for (int64_t i = 0; i < b; i++) {
-    if (len[i] < 1 || len[i] > t->L)
-      return FD_FAIL(FD_ERR_DATA, "text of %d tokens, from 1 to %lld are possible (data.max_prompt_length)", len[i], (long long)t->L);
+    if (len[i] < 0 || len[i] > t->L)
+      return FD_FAIL(FD_ERR_DATA, "text of %d tokens, from 0 to %lld are possible (data.max_prompt_length)", len[i], (long long)t->L);
     total += len[i];
   }
   if (total > t->T) return FD_FAIL(FD_ERR_DATA, "%lld tokens in one batch, room for %lld", (long long)total, (long long)t->T);

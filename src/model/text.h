@@ -25,7 +25,7 @@ struct fd_text {
 fd_status fd_text_create(int64_t B, int64_t T, int64_t L, int64_t tile, struct fd_text **out);
 void fd_text_destroy(struct fd_text **t);
 
-/** Lay out b <= B samples: sample i has len[i] tokens, 1 <= len[i] <= L, at ids + i * stride. Samples b.. are empty (0 rows).
+/** Lay out b <= B samples: sample i has len[i] tokens, 0 <= len[i] <= L, at ids + i * stride (ids NULL: all 0). Samples b.. are empty (0 rows).
  *  FD_ERR_DATA if they do not fit T. The same tile always: the count never depends on anything but the lengths. */
 fd_status fd_text_pack(struct fd_text *t, int64_t b, const int32_t *ids, int64_t stride, const int32_t *len);
 
