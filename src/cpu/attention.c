@@ -25,10 +25,11 @@ struct kernel {
   bool bf16; /* operands are pairs of bf16 */
   void (*product)(int64_t M, int64_t N, int64_t K, const uint32_t *A, int64_t ai, int64_t ak, const uint32_t *B, int64_t panel, int64_t skip,
                   float *C, int64_t ldc, bool add);
-  void (*mask)(float *s, int64_t n, int64_t lo, int64_t hi, float softcap, float scale);
-  float (*softmax)(float *s, int64_t n, float c, float *m, float *sum, void *p);
+  void (*cap)(float *s, int64_t lo, int64_t hi, float softcap, float scale);
+  float (*softmax)(float *s, int64_t n, int64_t lo, int64_t hi, float c, float *m, float *sum, void *p);
   void (*scale_row)(float *x, int64_t n, float by);
-  void (*dsoftmax)(float *s, float *dp, int64_t n, float c, float lse, float delta, float scale, float softcap);
+  void (*finish)(const float *most, float *sum, float *lse, int64_t rows);
+  void (*dsoftmax)(float *s, float *dp, int64_t n, int64_t lo, int64_t hi, float c, float lse, float delta, float scale, float softcap);
   void (*pair_rows)(const float *a, const float *b, int64_t n, uint32_t *words);
   void (*to_words)(const float *a, int64_t n, uint32_t *words);
   void (*pack_rows)(const void *src, bool bf16, const int64_t *row, int64_t rows, int64_t pad_rows, int64_t E, uint32_t *out);
@@ -52,6 +53,9 @@ struct kernel {
 #define V_MAX(a, b) _mm512_max_ps(a, b)
 #define V_FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
 #define V_DOT(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define V_KEEP(v, a, b) keep_512(v, a, b)
+#define V_TOP(v) _mm512_reduce_max_ps(v)
+#define V_SUM(v) _mm512_reduce_add_ps(v)
 #define MR 12
 #define NV 2
 #define BF16 0
@@ -59,6 +63,10 @@ struct kernel {
 #define VI vi_512
 #define NAME(x) x##_avx512
 typedef uint32_t vi_512 __attribute__((vector_size(64)));
+TARGET CPU_INLINE __m512 keep_512(__m512 v, int64_t a, int64_t b) {
+  unsigned below = b >= 16 ? 0xffffu : (1u << b) - 1, under = a <= 0 ? 0 : (1u << a) - 1;
+  return _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), (__mmask16)(below & ~under), v);
+}
 #include "cpu/attention_kernel.h"
 #undef TARGET
 #undef V_DOT
@@ -80,6 +88,9 @@ typedef uint32_t vi_512 __attribute__((vector_size(64)));
 #undef V_SET
 #undef V_WORD
 #undef V_MAX
+#undef V_KEEP
+#undef V_TOP
+#undef V_SUM
 #undef V_FMA
 #undef V_DOT
 #undef MR
@@ -98,12 +109,30 @@ typedef uint32_t vi_512 __attribute__((vector_size(64)));
 #define V_MAX(a, b) _mm256_max_ps(a, b)
 #define V_FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
 #define V_DOT(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define V_KEEP(v, a, b) keep_256(v, a, b)
+#define V_TOP(v) top_256(v)
+#define V_SUM(v) sum_256(v)
 #define MR 6
 #define BF16 0
 #define WORDS(n) (n)
 #define VI vi_256
 #define NAME(x) x##_avx2
 typedef uint32_t vi_256 __attribute__((vector_size(32)));
+TARGET CPU_INLINE __m256 keep_256(__m256 v, int64_t a, int64_t b) {
+  const __m256 i = _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7);
+  __m256 in = _mm256_and_ps(_mm256_cmp_ps(i, _mm256_set1_ps((float)a), _CMP_GE_OQ), _mm256_cmp_ps(i, _mm256_set1_ps((float)b), _CMP_LT_OQ));
+  return _mm256_blendv_ps(_mm256_set1_ps(-INFINITY), v, in);
+}
+TARGET CPU_INLINE float top_256(__m256 v) {
+  __m128 x = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+}
+TARGET CPU_INLINE float sum_256(__m256 v) {
+  __m128 x = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+}
 #include "cpu/attention_kernel.h"
 #undef TARGET
 #undef V
@@ -113,6 +142,9 @@ typedef uint32_t vi_256 __attribute__((vector_size(32)));
 #undef V_SET
 #undef V_WORD
 #undef V_MAX
+#undef V_KEEP
+#undef V_TOP
+#undef V_SUM
 #undef V_FMA
 #undef V_DOT
 #undef MR
@@ -137,6 +169,14 @@ CPU_INLINE v_any any_max(v_any a, v_any b) {
   for (int i = 0; i < 4; i++) b[i] = a[i] > b[i] ? a[i] : b[i];
   return b;
 }
+CPU_INLINE v_any any_keep(v_any v, int64_t a, int64_t b) {
+  for (int i = 0; i < 4; i++) v[i] = i >= a && i < b ? v[i] : -INFINITY;
+  return v;
+}
+CPU_INLINE float any_top(v_any v) {
+  for (int i = 1; i < 4; i++) v[0] = v[i] > v[0] ? v[i] : v[0];
+  return v[0];
+}
 #define TARGET
 #define V v_any
 #define VL 4
@@ -147,6 +187,9 @@ CPU_INLINE v_any any_max(v_any a, v_any b) {
 #define V_MAX(a, b) any_max(a, b)
 #define V_FMA(a, b, c) ((a) * (b) + (c))
 #define V_DOT(a, b, c) ((a) * (b) + (c))
+#define V_KEEP(v, a, b) any_keep(v, a, b)
+#define V_TOP(v) any_top(v)
+#define V_SUM(v) (((v)[0] + (v)[2]) + ((v)[1] + (v)[3]))
 #define MR 4
 #define NV 2
 #define BF16 0
@@ -175,7 +218,8 @@ static int64_t pad_to(int64_t n, int64_t unit) { return (n + unit - 1) / unit * 
 static int64_t words(const struct kernel *k, int64_t n) { return k->bf16 ? (n + 1) / 2 : n; }
 
 /* Rows of a tile: as many as keep it in the second-level cache. Multiples of 12 (register blocks) and of 4. */
-static int64_t tile_rows(int64_t E) { return E <= 128 ? 96 : 48; }
+enum { MOST_ROWS = 96 };
+static int64_t tile_rows(int64_t E) { return E <= 128 ? MOST_ROWS : 48; }
 
 struct scratch { /* of one thread, in 4-byte words; every part a multiple of 16 */
   int64_t kt, vt, k, v, q, q2, d, d2, s, dp, p, ds, p2, ds2, o, dk, dv, rows, total;
@@ -277,7 +321,18 @@ static void clip(int64_t *a, int64_t *b, int64_t k0, int64_t n) {
 }
 
 #define LOG2E 1.44269504088896341f
-#define LN2 0.69314718055994531f
+
+/* Whether each query has keys of its own. */
+static bool is_banded(const struct job *j) { return j->causal || j->window > 0; }
+
+/* Offsets of `rows` stacked rows: queries from n0 on, the heads of group h of each; the first is row r0. */
+static void query_rows(const struct job *j, const int32_t *range, int h, int64_t n0, int64_t r0, int64_t rows, int64_t *row) {
+  int64_t g = r0 % j->group, at = ((range[0] + n0 + r0 / j->group) * j->A + h * j->group) * j->E;
+  for (int64_t r = 0; r < rows; r++) {
+    row[r] = at + g * j->E;
+    if (++g == j->group) g = 0, at += j->A * j->E;
+  }
+}
 
 /* ---- forward --------------------------------------------------------------------------------------------------------- */
 
@@ -286,6 +341,7 @@ static void forward(const struct job *j, const int32_t *range, int h, int64_t n0
   const struct kernel *f = j->kernel;
   int64_t E = j->E, W = words(f, E), cols = pad_to(E, 16), R = tile_rows(E), lo, hi;
   float c = (j->softcap > 0 ? 1.0f : j->scale) * LOG2E;
+  bool banded = is_banded(j);
   int64_t *key_row = (int64_t *)(mem + j->z.rows);
   keys_seen(j, range[3], n0, n1 - 1, &lo, &hi);
   int64_t M = hi - lo, keys = pad_to(M, 16), v_panel = 32 * words(f, keys);
@@ -298,11 +354,9 @@ static void forward(const struct job *j, const int32_t *range, int h, int64_t n0
   int64_t rows_all = (n1 - n0) * j->group;
   for (int64_t r0 = 0; r0 < rows_all; r0 += R) {
     int64_t rows = rows_all - r0 < R ? rows_all - r0 : R, pad = pad_to(rows, 4), tile_lo, tile_hi;
-    float most[96], sum[96];
-    for (int64_t r = 0; r < rows; r++) {
-      row[r] = ((range[0] + n0 + (r0 + r) / j->group) * j->A + h * j->group + (r0 + r) % j->group) * E;
-      most[r] = -INFINITY, sum[r] = 0;
-    }
+    float most[MOST_ROWS], sum[MOST_ROWS], logs[MOST_ROWS];
+    query_rows(j, range, h, n0, r0, rows, row);
+    for (int64_t r = 0; r < rows; r++) most[r] = -INFINITY, sum[r] = 0;
     f->pack_rows(j->q->data, j->bf16, row, rows, pad, E, mem + j->z.q);
     keys_seen(j, range[3], n0 + r0 / j->group, n0 + (r0 + rows - 1) / j->group, &tile_lo, &tile_hi);
     int64_t begin = (tile_lo - lo) / 32 * 32, end = tile_hi - lo;
@@ -311,25 +365,29 @@ static void forward(const struct job *j, const int32_t *range, int h, int64_t n0
       int64_t n = end - k0 < TILE_KEYS ? end - k0 : TILE_KEYS, T = tile_width(n, keys - k0), pw = words(f, T);
       f->product(pad, T, W, mem + j->z.q, W, 1, mem + j->z.kt + k0 * W, 32 * W, 0, s, T, false);
       for (int64_t r = 0; r < rows; r++) {
-        int64_t i = n0 + (r0 + r) / j->group, a, b;
-        keys_seen(j, range[3], i, i, &a, &b);
-        clip(&a, &b, lo + k0, n);
+        int64_t a = 0, b = n;
+        if (banded) {
+          int64_t i = n0 + (r0 + r) / j->group;
+          keys_seen(j, range[3], i, i, &a, &b);
+          clip(&a, &b, lo + k0, n);
+        }
         if (a == b) {
           memset(p + r * pw, 0, (size_t)pw * 4);
           continue;
         }
-        if (a > 0 || b < T || j->softcap > 0) f->mask(s + r * T, T, a, b, j->softcap, j->scale);
-        float factor = f->softmax(s + r * T, T, c, &most[r], &sum[r], p + r * pw);
+        if (j->softcap > 0) f->cap(s + r * T, a, b, j->softcap, j->scale);
+        float factor = f->softmax(s + r * T, T, a, b, c, &most[r], &sum[r], p + r * pw);
         if (!first && factor != 1.0f) f->scale_row(out + r * cols, cols, factor);
       }
       if (pad > rows) memset(p + rows * pw, 0, (size_t)((pad - rows) * pw) * 4);
       f->product(pad, cols, pw, p, pw, 1, mem + j->z.v, v_panel, words(f, k0), out, cols, !first);
     }
-    for (int64_t r = 0; r < rows; r++) {
-      bool empty = sum[r] == 0;
-      if (empty) memset(out + r * cols, 0, (size_t)cols * 4);
-      f->put_row(o->data, j->bf16, row[r], out + r * cols, E, empty ? 0.0f : 1.0f / sum[r], false);
-      lse[row[r] / E] = empty ? -INFINITY : most[r] * LN2 + logf(sum[r]);
+    if (first) memset(out, 0, (size_t)(pad * cols) * 4);
+    f->finish(most, sum, logs, rows);
+    for (int64_t r = 0, at = row[0] / E, g = r0 % j->group; r < rows; r++) {
+      f->put_row(o->data, j->bf16, row[r], out + r * cols, E, sum[r], false);
+      lse[at++] = logs[r];
+      if (++g == j->group) g = 0, at += j->A - j->group;
     }
   }
 }
@@ -377,6 +435,7 @@ static void backward(const struct job *j, const int32_t *range, int h, uint32_t 
   float *s = (float *)(mem + j->z.s), *dp = (float *)(mem + j->z.dp), *out = (float *)(mem + j->z.o);
   float *dk = (float *)(mem + j->z.dk), *dv = (float *)(mem + j->z.dv);
   const float *lse = a->lse->data;
+  bool banded = is_banded(j);
   for (int64_t m = 0; m < M; m++) key_row[m] = ((range[2] + m) * j->K + h) * E;
   f->pack_columns(j->k->data, j->bf16, key_row, M, E, mem + j->z.kt);
   f->pack_columns(j->v->data, j->bf16, key_row, M, E, mem + j->z.vt);
@@ -386,11 +445,12 @@ static void backward(const struct job *j, const int32_t *range, int h, uint32_t 
   int64_t rows_all = range[1] * j->group;
   for (int64_t r0 = 0; r0 < rows_all; r0 += R) {
     int64_t rows = rows_all - r0 < R ? rows_all - r0 : R, pad = pad_to(rows, 4), r_panel = 32 * words(f, pad), begin, end;
-    float delta[96], minus[96];
-    for (int64_t r = 0; r < rows; r++) {
-      row[r] = ((range[0] + (r0 + r) / j->group) * j->A + h * j->group + (r0 + r) % j->group) * E;
+    float delta[MOST_ROWS], minus[MOST_ROWS];
+    query_rows(j, range, h, 0, r0, rows, row);
+    for (int64_t r = 0, at = row[0] / E, g = r0 % j->group; r < rows; r++) {
       delta[r] = f->dot_rows(a->d_o->data, a->o->data, j->bf16, row[r], E);
-      minus[r] = lse[row[r] / E] * LOG2E;
+      minus[r] = lse[at++] * LOG2E;
+      if (++g == j->group) g = 0, at += j->A - j->group;
     }
     f->pack_rows(j->q->data, j->bf16, row, rows, pad, E, mem + j->z.q);
     f->pack_rows(a->d_o->data, j->bf16, row, rows, pad, E, mem + j->z.d);
@@ -404,15 +464,19 @@ static void backward(const struct job *j, const int32_t *range, int h, uint32_t 
       f->product(pad, T, W, mem + j->z.q, W, 1, mem + j->z.kt + k0 * W, 32 * W, 0, s, T, false);
       f->product(pad, T, W, mem + j->z.d, W, 1, mem + j->z.vt + k0 * W, 32 * W, 0, dp, T, false);
       for (int64_t r = 0; r < pad; r++) {
-        int64_t i = (r0 + r) / j->group, x = 0, y = 0;
-        if (r < rows) keys_seen(j, M, i, i, &x, &y), clip(&x, &y, k0, n);
+        int64_t x = 0, y = r < rows ? n : 0;
+        if (banded && y) {
+          int64_t i = (r0 + r) / j->group;
+          keys_seen(j, M, i, i, &x, &y);
+          clip(&x, &y, k0, n);
+        }
         if (x == y || minus[r] == -INFINITY) {
           memset(s + r * T, 0, (size_t)T * 4);
           memset(dp + r * T, 0, (size_t)T * 4);
           continue;
         }
-        if (x > 0 || y < T || j->softcap > 0) f->mask(s + r * T, T, x, y, j->softcap, j->scale);
-        f->dsoftmax(s + r * T, dp + r * T, T, c, minus[r], delta[r], j->scale, j->softcap);
+        if (j->softcap > 0) f->cap(s + r * T, x, y, j->softcap, j->scale);
+        f->dsoftmax(s + r * T, dp + r * T, T, x, y, c, minus[r], delta[r], j->scale, j->softcap);
       }
       const uint32_t *pt = mem + j->z.s, *dst = mem + j->z.dp, *ds = mem + j->z.dp; /* p and ds by columns, ds by rows */
       if (f->bf16) {

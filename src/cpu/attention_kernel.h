@@ -3,6 +3,7 @@
 //   NAME(x)   the function's name at this level       TARGET  its target attribute
 //   BF16      1: operands are pairs of bf16 in 32-bit words (multiplied by one instruction); 0: f32
 //   V, VI, VL a vector of floats, of 32-bit integers, its length; V_LOAD, V_STORE, V_SET, V_WORD (broadcast a word), V_MAX,
+//             V_KEEP(v, a, b) (elements a <= i < b, else -infinity), V_TOP and V_SUM of all elements,
 //             V_DOT(a, b, c) = a b + c of operands, V_FMA of floats; MR rows and NV vectors of a register block
 //
 // All matrix products are one function: C [M, N] = A B, A read by two strides, B in panels of 32 columns (the last may have
@@ -73,27 +74,9 @@ TARGET CPU_INLINE V NAME(exp2)(V t) {
   return p * (V)n;
 }
 
-TARGET CPU_INLINE float NAME(max_of)(V v) {
-  float x[VL], m;
-  V_STORE(x, v);
-  m = x[0];
-  for (int i = 1; i < VL; i++) m = x[i] > m ? x[i] : m;
-  return m;
-}
-TARGET CPU_INLINE float NAME(sum_of)(V v) {
-  float x[VL];
-  V_STORE(x, v);
-  for (int w = VL / 2; w > 0; w /= 2)
-    for (int i = 0; i < w; i++) x[i] += x[i + w];
-  return x[0];
-}
-
-/* s[lo, hi) times scale, capped; -infinity elsewhere in [0, n). */
-TARGET static void NAME(mask)(float *s, int64_t n, int64_t lo, int64_t hi, float softcap, float scale) {
-  for (int64_t j = 0; j < lo; j++) s[j] = -INFINITY;
-  for (int64_t j = hi; j < n; j++) s[j] = -INFINITY;
-  if (softcap > 0)
-    for (int64_t j = lo; j < hi; j++) s[j] = softcap * cpu_tanhf(s[j] * scale / softcap);
+/* s[lo, hi) = softcap tanh(s scale / softcap) */
+TARGET static void NAME(cap)(float *s, int64_t lo, int64_t hi, float softcap, float scale) {
+  for (int64_t j = lo; j < hi; j++) s[j] = softcap * cpu_tanhf(s[j] * scale / softcap);
 }
 
 /* Row of operands: floats, or bf16 pairs. */
@@ -105,21 +88,32 @@ TARGET CPU_INLINE void NAME(put)(void *to, int64_t j, V v) {
 #endif
 }
 
-/* One row of one tile of scores: p = 2^(s c - m) with the running maximum m; returns what earlier sums are multiplied by. */
-TARGET static float NAME(softmax)(float *s, int64_t n, float c, float *m, float *sum, void *p) {
+/* One row of n scores of a tile, keys [lo, hi) of which are seen (lo < hi): p = 2^(s c - m) with the running maximum m, 0 where not
+ * seen; returns what earlier sums are multiplied by. */
+TARGET static float NAME(softmax)(float *s, int64_t n, int64_t lo, int64_t hi, float c, float *m, float *sum, void *p) {
   V most = V_SET(-INFINITY), total = V_SET(0.0f);
-  for (int64_t j = 0; j < n; j += VL) most = V_MAX(most, V_LOAD(s + j));
-  float now = NAME(max_of)(most) * c, old = *m;
+  int64_t first = lo / VL * VL, last = (hi + VL - 1) / VL * VL;
+  for (int64_t j = first; j < last; j += VL) {
+    V x = V_LOAD(s + j);
+    if (j < lo || j + VL > hi) {
+      x = V_KEEP(x, lo - j, hi - j);
+      V_STORE(s + j, x);
+    }
+    most = V_MAX(most, x);
+  }
+  float now = V_TOP(most) * c, old = *m;
   if (!(now > old)) now = old;
   V scale = V_SET(c), minus = V_SET(-now);
-  for (int64_t j = 0; j < n; j += VL) {
+  for (int64_t j = 0; j < first; j += VL) NAME(put)(p, j, V_SET(0.0f));
+  for (int64_t j = first; j < last; j += VL) {
     V e = NAME(exp2)(V_FMA(V_LOAD(s + j), scale, minus));
     total = total + e;
     NAME(put)(p, j, e);
   }
-  float factor = old == -INFINITY ? 0.0f : exp2f(old - now);
+  for (int64_t j = last; j < n; j += VL) NAME(put)(p, j, V_SET(0.0f));
+  float factor = old == -INFINITY ? 0.0f : old == now ? 1.0f : exp2f(old - now);
   *m = now;
-  *sum = *sum * factor + NAME(sum_of)(total);
+  *sum = *sum * factor + V_SUM(total);
   return factor;
 }
 
@@ -127,14 +121,29 @@ TARGET static void NAME(scale_row)(float *x, int64_t n, float by) {
   for (int64_t j = 0; j < n; j++) x[j] *= by;
 }
 
-/* Backward of one row: p = 2^(s c - lse), ds = p (dp - delta) scale, with the derivative of the cap. f32 rows in place. */
-TARGET static void NAME(dsoftmax)(float *s, float *dp, int64_t n, float c, float lse, float delta, float scale, float softcap) {
+/* Of rows: 1 / sum (0 if nothing was seen), and lse = ln 2 most + ln sum. */
+TARGET static void NAME(finish)(const float *most, float *sum, float *lse, int64_t rows) {
+  for (int64_t r = 0; r < rows; r++) {
+    float l = cpu_fma(most[r], 0.69314718055994531f, cpu_logf(sum[r]));
+    lse[r] = sum[r] == 0.0f ? -INFINITY : l;
+    sum[r] = sum[r] == 0.0f ? 0.0f : 1.0f / sum[r];
+  }
+}
+
+/* Backward of one row: p = 2^(s c - lse), ds = p (dp - delta) scale, with the derivative of the cap; 0 where not seen. In place. */
+TARGET static void NAME(dsoftmax)(float *s, float *dp, int64_t n, int64_t lo, int64_t hi, float c, float lse, float delta, float scale,
+                                  float softcap) {
   V cv = V_SET(c), minus = V_SET(-lse), d = V_SET(delta), sc = V_SET(scale), one = V_SET(1.0f);
   V inv = V_SET(softcap > 0 ? 1.0f / softcap : 0.0f);
-  for (int64_t j = 0; j < n; j += VL) {
-    V x = V_LOAD(s + j), e = NAME(exp2)(V_FMA(x, cv, minus)), g = (V_LOAD(dp + j) - d) * sc * e;
+  int64_t first = lo / VL * VL, last = (hi + VL - 1) / VL * VL;
+  if (first > 0) memset(s, 0, (size_t)first * 4), memset(dp, 0, (size_t)first * 4);
+  if (last < n) memset(s + last, 0, (size_t)(n - last) * 4), memset(dp + last, 0, (size_t)(n - last) * 4);
+  for (int64_t j = first; j < last; j += VL) {
+    V x = V_LOAD(s + j);
+    if (j < lo || j + VL > hi) x = V_KEEP(x, lo - j, hi - j);
+    V e = NAME(exp2)(V_FMA(x, cv, minus)), g = (V_LOAD(dp + j) - d) * sc * e;
     if (softcap > 0) {
-      V th = V_MAX(V_SET(-1.0f), x * inv); /* x is -infinity where masked; e is 0 there */
+      V th = V_MAX(V_SET(-1.0f), x * inv); /* x is -infinity where not seen; e is 0 there */
       g = g * (one - th * th);
     }
     V_STORE(s + j, e);
@@ -251,9 +260,10 @@ TARGET static float NAME(dot_rows)(const void *a, const void *b, bool bf16, int6
 static const struct kernel NAME(kernel) = {
     .bf16 = BF16,
     .product = NAME(product),
-    .mask = NAME(mask),
+    .cap = NAME(cap),
     .softmax = NAME(softmax),
     .scale_row = NAME(scale_row),
+    .finish = NAME(finish),
     .dsoftmax = NAME(dsoftmax),
 #if BF16
     .pair_rows = NAME(pair_rows),
