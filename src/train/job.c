@@ -421,8 +421,9 @@ static fd_status one_step(struct job *j) {
   j->sum.seconds += now() - t0;
   if (r.skipped) {
     j->skipped++;
-    fd_log_warn("step %lld skipped: loss %g, gradient norm %g (%lld so far; trainer.max_skipped_steps %lld)", (long long)j->at, r.loss,
-                r.grad_norm, (long long)j->skipped, (long long)opt->trainer.max_skipped_steps);
+    if (!fd_comm_rank(j->comm))
+      fd_log_warn("step %lld skipped: loss %g, gradient norm %g (%lld so far; trainer.max_skipped_steps %lld)", (long long)j->at,
+                  r.loss, r.grad_norm, (long long)j->skipped, (long long)opt->trainer.max_skipped_steps);
   } else {
     j->sum.losses++;
     j->sum.loss += r.loss;
