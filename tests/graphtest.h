@@ -191,13 +191,17 @@ static fd_status ref_prepare(fd_ctx *ctx, enum fd_op op, const void *args, size_
   *scratch_bytes = op == FD_OP_matmul ? 700 : 0;
   return FD_OK;
 }
+static size_t ref_kept_bytes(fd_ctx *ctx, enum fd_op op, const void *args) {
+  (void)ctx;
+  return op == FD_OP_matmul && ((const struct fd_matmul_args *)args)->b->flags & FD_T_CONST ? 100 : 0;
+}
 static const struct fd_ops ref_ops = {.matmul = ref_matmul, .colsum = ref_colsum, .add_fwd = ref_add_fwd, .act_fwd = ref_act_fwd,
                                       .act_bwd = ref_act_bwd, .gate_residual_fwd = ref_gate_residual_fwd,
                                       .gate_residual_bwd = ref_gate_residual_bwd, .rmsnorm_fwd = ref_rmsnorm_fwd,
                                       .rmsnorm_bwd = ref_rmsnorm_bwd, .cast = ref_cast, .fill = ref_fill, .adamw = ref_adamw};
 __attribute__((unused)) static const struct fd_backend ref_backend = {
     .name = "loops", .ops = &ref_ops, .open = ref_none, .close = ref_close, .alloc = ref_alloc, .free = ref_free,
-    .to_device = ref_copy, .from_device = ref_copy, .sync = ref_none, .prepare = ref_prepare};
+    .to_device = ref_copy, .from_device = ref_copy, .sync = ref_none, .prepare = ref_prepare, .kept_bytes = ref_kept_bytes};
 
 /* ---- gradients --------------------------------------------------------------------------------------------------- */
 

@@ -101,6 +101,25 @@ static void test_skips(fd_ctx *ctx) {
   fd_graph_destroy(&g);
 }
 
+/* The backend's copy of a constant weight is counted once, however many ops read it. */
+static void test_copies(fd_ctx *ctx) {
+  fd_graph *g = NULL;
+  size_t bytes;
+  struct fd_graph_memory m;
+  OK(fd_graph_create(ctx, "copies", &g));
+  fd_var x = fd_graph_input(g, "x", F32(4, 3)), b = fd_graph_external(g, "b", F32(3), FD_T_CONST);
+  for (int i = 0; i < 2; i++) {
+    fd_var w = fd_graph_external(g, "w", F32(3, 3), FD_T_CONST);
+    x = fd_linear(g, fd_linear(g, x, w, b, 0), w, b, 0);
+  }
+  x = fd_linear(g, x, fd_graph_external(g, "trained", F32(3, 3), 0), b, 0);
+  fd_graph_keep(g, x);
+  OK(fd_graph_plan(g, &bytes));
+  fd_graph_memory(g, &m);
+  CHECK(m.copies == 2 * 100);
+  fd_graph_destroy(&g);
+}
+
 /* A padding row gets no gradient: the backward of an embedding is told which it is. */
 static void test_embed(fd_ctx *ctx) {
   fd_graph *g = NULL;
@@ -562,6 +581,7 @@ int main(void) {
   test_misuse(ctx);
   test_skips(ctx);
   test_embed(ctx);
+  test_copies(ctx);
   test_gradients(ctx);
   test_plan_and_recompute(ctx);
   test_poison_finds(ctx);

@@ -7,8 +7,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "base/log.h"
 #include "base/rng.h"
@@ -39,6 +39,7 @@ struct bench {
   int64_t steps;
   double wall, best;
   double phase_s[FD_PHASE_COUNT];
+  double program_bytes; /* resident before any memory of the plan */
 };
 
 static double now(void) {
@@ -153,16 +154,18 @@ static int slower_first(const void *x, const void *y) {
   return a->seconds < b->seconds ? 1 : a->seconds > b->seconds ? -1 : 0;
 }
 
+static double resident_bytes(void) {
+  long pages = 0, resident = 0;
+  FILE *f = fopen("/proc/self/statm", "r");
+  if (f && fscanf(f, "%ld %ld", &pages, &resident) != 2) resident = 0;
+  if (f) fclose(f);
+  return (double)resident * (double)sysconf(_SC_PAGESIZE);
+}
+
 static double planned_bytes(const struct bench *b) {
   struct fd_step_bytes p;
   fd_step_bytes(b->step, &p);
-  return (double)(p.weights + p.gradients + p.master + p.moments + p.ema + p.frozen + p.activations);
-}
-
-static double resident_bytes(void) {
-  struct rusage use;
-  getrusage(RUSAGE_SELF, &use);
-  return (double)use.ru_maxrss * 1024;
+  return (double)(p.weights + p.gradients + p.master + p.moments + p.ema + p.frozen + p.copies + p.activations) + b->program_bytes;
 }
 
 static fd_status write_json(const struct bench *b, const char *path, int ranks, double images_per_s) {
@@ -185,7 +188,7 @@ static fd_status write_json(const struct bench *b, const char *path, int ranks, 
 
 static void print_result(const struct bench *b, int ranks, double images_per_s, int64_t clocked_steps) {
   const struct op_sum *order[FD_OP_COUNT];
-  char planned[32], resident[32];
+  char planned[32], resident[32], program[32];
   double total = 0;
   printf("%.1f images/s on %d rank%s x %d thread%s, %s, %s backend: %.4f s per step at best, %.4f s on average of %lld steps\n", images_per_s, ranks,
          ranks == 1 ? "" : "s", b->ctx->n_threads, b->ctx->n_threads == 1 ? "" : "s", fd_dtype_name(b->parts.dtype), b->ctx->backend->name, b->best,
@@ -193,7 +196,8 @@ static void print_result(const struct bench *b, int ranks, double images_per_s, 
   printf("matrix products alone: %.1f GFLOP/s per rank\n", b->peak * 1e-9);
   fd_format_bytes(planned_bytes(b), planned, sizeof planned);
   fd_format_bytes(resident_bytes(), resident, sizeof resident);
-  printf("memory per rank: %s planned, %s resident at most\n\n", planned, resident);
+  fd_format_bytes(b->program_bytes, program, sizeof program);
+  printf("memory per rank: %s planned (%s of it program, libraries and kernels), %s resident\n\n", planned, program, resident);
   printf("%-12s %12s %8s\n", "phase", "ms / step", "share");
   for (int p = 0; p < FD_PHASE_COUNT; p++) total += b->phase_s[p];
   for (int p = 0; p < FD_PHASE_COUNT; p++)
@@ -219,6 +223,7 @@ static fd_status open_bench(struct bench *b, fd_comm *comm) {
   FD_TRY(fd_parts_layout(&b->parts, fd_comm_size(comm)));
   fd_parts_step(&b->parts, b->opt->data.max_prompt_length, &config);
   FD_TRY(fd_step_create(b->ctx, &config, &b->step));
+  b->program_bytes = resident_bytes();
   FD_TRY(fd_params_alloc(b->parts.dit->params, b->ctx, b->parts.dtype, true));
   FD_TRY(fd_params_alloc(b->parts.text_encoder->params, b->ctx, b->parts.dtype, false));
   FD_TRY(fd_params_alloc(b->parts.vae->params, b->ctx, b->parts.dtype, false));

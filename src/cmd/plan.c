@@ -56,8 +56,9 @@ static void print_plan(const struct fd_options *opt, const struct fd_parts *part
   line_bytes("weights to compute with", (double)b.weights);
   line_bytes("gradients (fp32)", (double)b.gradients);
   line_bytes("frozen weights", (double)b.frozen);
+  if (b.copies) line_bytes("frozen weights as the kernels read them", (double)b.copies);
   line_bytes("activations and scratch", (double)b.activations);
-  line_bytes("sum", (double)(b.master + b.moments + b.ema + b.weights + b.gradients + b.frozen + b.activations));
+  line_bytes("sum", (double)(b.master + b.moments + b.ema + b.weights + b.gradients + b.frozen + b.copies + b.activations));
 
   printf("\nwork per picture (text at its longest, %lld tokens)\n", (long long)opt->data.max_prompt_length);
   line_flop("DiT, forward", fd_step_flop(step, FD_PHASE_FORWARD) / images);

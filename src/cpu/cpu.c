@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CPU backend: its tables, its memory, and the checks that all ops share.
 #include "cpu/cpu.h"
+#include "cpu/conv2d.h"
 
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -99,4 +100,5 @@ const struct fd_backend fd_cpu_backend = {
     .from_device = cpu_copy,
     .sync = cpu_sync,
     .prepare = cpu_prepare,
+    .kept_bytes = cpu_conv2d_kept_bytes,
 };

@@ -94,6 +94,7 @@ fd_status fd_graph_plan(fd_graph *g, size_t *arena_bytes);
 /** Bytes, after planning. external is the caller's memory, all else lies in the arena. */
 struct fd_graph_memory {
   size_t external;
+  size_t copies;      /* what the backend keeps beside it: reordered constant weights */
   size_t inputs;      /* written by the host, never reused */
   size_t kept;        /* read by the host, not reused once written */
   size_t activations; /* all else that lives at the same time, at the worst op; */

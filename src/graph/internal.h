@@ -35,6 +35,7 @@ struct fd_value {
   int first, last;  /* node numbers of the first and last touch; first < 0: never touched */
   fd_var store;     /* whose place in the arena it uses; itself unless an op works in place */
   size_t at;        /* bytes from the arena's start */
+  size_t copy_bytes; /* of a constant: the backend's copy, counted already */
 };
 
 struct fd_node {

@@ -183,6 +183,19 @@ done:
   free(transient);
 }
 
+/* Reordered constant weights; one copy serves all ops that read them alike. */
+static void add_copy(fd_graph *g, const struct fd_node *node) {
+  size_t bytes = g->ctx->backend->kept_bytes(g->ctx, node->op, node->args);
+  struct fd_value *w = NULL; /* the largest constant: the others are biases and norms */
+  for (int s = 0; s < fd_op_info(node->op)->n_slots; s++) {
+    struct fd_value *x = node->slot[s] ? fd_graph_base(g, node->slot[s]) : NULL;
+    if (x && (x->t.flags & FD_T_CONST) && (!w || fd_tensor_numel(&x->t) > fd_tensor_numel(&w->t))) w = x;
+  }
+  if (!bytes || !w || w->copy_bytes == bytes) return;
+  w->copy_bytes = bytes;
+  g->memory.copies += bytes;
+}
+
 static void prepare(fd_graph *g) {
   fd_ctx *ctx = g->ctx;
   for (int i = 0; i < g->n_nodes && fd_graph_ok(g); i++) {
@@ -191,6 +204,7 @@ static void prepare(fd_graph *g) {
     fd_tensor **slots = fd_op_slots(node->args);
     for (int s = 0; s < info->n_slots; s++) slots[s] = node->slot[s] ? &g->values[node->slot[s]]->t : NULL;
     fd_status st = ctx->backend->prepare ? ctx->backend->prepare(ctx, node->op, node->args, &node->scratch_bytes) : FD_OK;
+    if (st == FD_OK && ctx->backend->kept_bytes) add_copy(g, node);
     if (st != FD_OK) fd_graph_fail(g, st, "op %d (%s)%s%s: %s", i, info->name, *node->phase ? " of " : "", node->phase, fd_status_message());
   }
 }

@@ -28,6 +28,9 @@ struct fd_backend {
   /** Scratch that `op` needs for these args (tensor data may be NULL); 0 is common. Also checks shapes and types and
    *  creates what the op needs once (oneDNN primitives, cuDNN plans), so that nothing is created in a step. */
   fd_status (*prepare)(fd_ctx *ctx, enum fd_op op, const void *args, size_t *scratch_bytes);
+  /** Bytes that the backend will keep, beside the graph's memory, for a copy of this prepared op's constant operand
+   *  (FD_T_CONST); ops with the same operand and as many bytes share it. NULL: it keeps none. */
+  size_t (*kept_bytes)(fd_ctx *ctx, enum fd_op op, const void *args);
 };
 
 struct fd_ctx {

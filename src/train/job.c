@@ -274,9 +274,10 @@ static fd_status log_plan(struct job *j) {
   log_bytes("moments", b.moments);
   log_bytes("EMA", b.ema);
   log_bytes("frozen weights", b.frozen);
+  if (b.copies) log_bytes("frozen weights as kernels read them", b.copies);
   log_bytes("activations and scratch", b.activations);
   if (j->sampler) log_bytes("sampling", fd_sampler_bytes(j->sampler));
-  log_bytes("sum", b.weights + b.gradients + b.master + b.moments + b.ema + b.frozen + b.activations +
+  log_bytes("sum", b.weights + b.gradients + b.master + b.moments + b.ema + b.frozen + b.copies + b.activations +
                        (j->sampler ? fd_sampler_bytes(j->sampler) : 0));
   fd_log_info("batch: %lld per rank x %d rank%s x %lld accumulated = %lld pictures of %lld x %lld per step", (long long)opt->data.batch_size,
               ranks, ranks == 1 ? "" : "s", (long long)k, (long long)step_images(j), (long long)opt->data.resolution,

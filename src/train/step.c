@@ -321,6 +321,9 @@ void fd_step_bytes(const fd_step *s, struct fd_step_bytes *bytes) {
   if (s->c.vae) bytes->frozen += fd_params_frozen_bytes(s->c.vae->params, s->c.dtype);
   if (s->c.text_encoder) bytes->frozen += fd_params_frozen_bytes(s->c.text_encoder->params, s->c.dtype);
   bytes->activations = s->arena_bytes;
+  struct fd_graph_memory m;
+  fd_graph_memory(s->micro, &m);
+  bytes->copies = m.copies;
 }
 
 double fd_step_flop(const fd_step *s, enum fd_step_phase phase) {

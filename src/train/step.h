@@ -62,6 +62,7 @@ struct fd_step_bytes {
   size_t weights, gradients, master, moments, ema; /* of what is trained */
   size_t frozen;                                   /* VAE, text encoder, buffers */
   size_t activations;                              /* the arena */
+  size_t copies;                                   /* reordered frozen weights that the backend keeps */
 };
 
 typedef struct fd_step fd_step;
