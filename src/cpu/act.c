@@ -6,7 +6,7 @@
 
 CPU_CLONES static void fwd(const void *x, void *y, bool bf16, enum fd_act act, int64_t lo, int64_t hi) {
 #define LOOP(bf16, act)     \
-  _Pragma("GCC ivdep") for (int64_t i = lo; i < hi; i++) cpu_store(y, bf16, i, cpu_act(act, cpu_load(x, bf16, i)))
+  CPU_IVDEP for (int64_t i = lo; i < hi; i++) cpu_store(y, bf16, i, cpu_act(act, cpu_load(x, bf16, i)))
 #define F32(act) LOOP(false, act)
 #define BF16(act) LOOP(true, act)
   if (bf16) CPU_ACT_SWITCH(act, BF16)
@@ -37,7 +37,7 @@ fd_status cpu_act_fwd(fd_ctx *ctx, const struct fd_act_fwd_args *a) {
 
 /* bf16, acc and act are constants where this is inlined. */
 CPU_INLINE void bwd_loop(const void *dy, const void *x, void *dx, bool bf16, bool acc, enum fd_act act, int64_t lo, int64_t hi) {
-  #pragma GCC ivdep
+  CPU_IVDEP
   for (int64_t i = lo; i < hi; i++) {
     float value, d = cpu_act_grad(act, cpu_load(x, bf16, i), &value);
     d *= cpu_load(dy, bf16, i);

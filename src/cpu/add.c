@@ -5,7 +5,7 @@
 
 CPU_CLONES static void run(const void *x, bool bf16, const void *y, bool y_bf16, void *z, int64_t n, int64_t at, int64_t at_y) {
 #define LOOP(bf16, y_bf16) \
-  _Pragma("GCC ivdep") for (int64_t i = 0; i < n; i++) \
+  CPU_IVDEP for (int64_t i = 0; i < n; i++) \
     cpu_store(z, bf16, at + i, cpu_load(x, bf16, at + i) + cpu_load(y, y_bf16, at_y + i))
   if (bf16 && y_bf16) LOOP(true, true);
   else if (bf16) LOOP(true, false);

@@ -5,7 +5,7 @@
 
 CPU_CLONES static void convert(const void *x, bool x_bf16, void *y, bool y_bf16, bool acc, int64_t n, int64_t at_x, int64_t at_y) {
 #define LOOP(x_bf16, y_bf16) \
-  _Pragma("GCC ivdep") for (int64_t i = 0; i < n; i++) { \
+  CPU_IVDEP for (int64_t i = 0; i < n; i++) { \
     float v = cpu_load(x, x_bf16, at_x + i); \
     cpu_store(y, y_bf16, at_y + i, acc ? cpu_load(y, y_bf16, at_y + i) + v : v); \
   }

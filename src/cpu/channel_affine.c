@@ -6,7 +6,7 @@
 CPU_INLINE void loop(const void *x, bool x_bf16, const float *sub, const float *mul, void *y, bool y_bf16, bool inverse, int64_t C, int64_t lo,
                      int64_t hi) {
   for (int64_t r = lo; r < hi; r++)
-    _Pragma("GCC ivdep") for (int64_t c = 0; c < C; c++) {
+    CPU_IVDEP for (int64_t c = 0; c < C; c++) {
       const float v = cpu_load(x, x_bf16, r * C + c);
       cpu_store(y, y_bf16, r * C + c, inverse ? v / mul[c] + sub[c] : (v - sub[c]) * mul[c]);
     }

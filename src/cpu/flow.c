@@ -121,7 +121,7 @@ fd_status cpu_flow_loss_fwd(fd_ctx *ctx, const struct fd_flow_loss_fwd_args *a) 
 CPU_CLONES static void loss_gradient(float scale, const void *out, bool bf16, const float *x, const float *noise, const void *x_t, bool t_bf16,
                                      float sigma, void *dout, bool acc, int64_t lo, int64_t hi) {
 #define LOOP(bf16, x_t)                                                                               \
-  _Pragma("GCC ivdep") for (int64_t i = lo; i < hi; i++) {                                            \
+  CPU_IVDEP for (int64_t i = lo; i < hi; i++) {                                            \
     float d = scale * difference(out, bf16, x, noise, x_t, t_bf16, sigma, i);                         \
     cpu_store(dout, bf16, i, acc ? cpu_load(dout, bf16, i) + d : d);                                  \
   }

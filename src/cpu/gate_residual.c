@@ -25,7 +25,7 @@ static fd_status check_mod(enum fd_op op, const fd_tensor *mod, int64_t R, int64
 
 CPU_CLONES static void fwd(const void *x, const void *a, const float *gate, void *y, bool bf16, int64_t D, int64_t lo, int64_t hi) {
 #define ROW(bf16) \
-  _Pragma("GCC ivdep") for (int64_t i = 0; i < D; i++) \
+  CPU_IVDEP for (int64_t i = 0; i < D; i++) \
     cpu_store(y, bf16, at + i, cpu_fma(gate[i], cpu_load(a, bf16, at + i), cpu_load(x, bf16, at + i)))
   for (int64_t r = lo; r < hi; r++) {
     const int64_t at = r * D;
@@ -37,7 +37,7 @@ CPU_CLONES static void fwd(const void *x, const void *a, const float *gate, void
 
 CPU_CLONES static void fwd_plain(const void *x, const void *a, void *y, bool bf16, int64_t lo, int64_t hi) {
 #define ROW(bf16) \
-  _Pragma("GCC ivdep") for (int64_t i = lo; i < hi; i++) cpu_store(y, bf16, i, cpu_load(a, bf16, i) + cpu_load(x, bf16, i))
+  CPU_IVDEP for (int64_t i = lo; i < hi; i++) cpu_store(y, bf16, i, cpu_load(a, bf16, i) + cpu_load(x, bf16, i))
   if (bf16) ROW(true);
   else ROW(false);
 #undef ROW
@@ -77,7 +77,7 @@ fd_status cpu_gate_residual_fwd(fd_ctx *ctx, const struct fd_gate_residual_fwd_a
 
 CPU_INLINE void bwd_row(const void *dy, const void *a, const float *gate, void *da, bool bf16, bool acc, int64_t D, int64_t at,
                         float *restrict sum) {
-  #pragma GCC ivdep
+  CPU_IVDEP
   for (int64_t i = 0; i < D; i++) {
     float g = cpu_load(dy, bf16, at + i), d = gate ? gate[i] * g : g;
     if (sum) sum[i] = cpu_fma(g, cpu_load(a, bf16, at + i), sum[i]);

@@ -104,7 +104,7 @@ CPU_CLONES static void apply(const void *x, void *y, bool bf16, enum fd_act act,
 #define LOOP(bf16, act)                                                                                       \
   for (int64_t at = 0; at < n; at += period) {                                                                \
     const int64_t len = n - at < period ? n - at : period;                                                    \
-    _Pragma("GCC ivdep") for (int64_t i = 0; i < len; i++)                                                    \
+    CPU_IVDEP for (int64_t i = 0; i < len; i++)                                                    \
       cpu_store(y, bf16, at + i, cpu_act(act, cpu_fma(cpu_load(x, bf16, at + i) - mean[i], scale[i], shift[i]))); \
   }
   if (bf16 && act == FD_ACT_SILU) LOOP(true, FD_ACT_SILU)
@@ -203,7 +203,7 @@ CPU_INLINE void dx_loop(const void *dy, const void *x, void *dx, bool bf16, bool
                         const float *mean, const float *rstd, const float *w, const float *b, const float *mA, const float *mQ) {
   for (int64_t at = 0; at < n; at += period) {
     const int64_t len = n - at < period ? n - at : period;
-    #pragma GCC ivdep
+    CPU_IVDEP
     for (int64_t i = 0; i < len; i++) {
       float h, dz = dz_of(cpu_load(x, bf16, at + i), cpu_load(dy, bf16, at + i), mean[i], rstd[i], w[i], b[i], act, &h);
       float d = rstd[i] * (cpu_fma(dz, w[i], -mA[i]) - h * mQ[i]);

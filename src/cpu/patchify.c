@@ -13,7 +13,7 @@ CPU_INLINE void move(void *image, void *token, bool bf16, bool to_token, bool ac
   for (int64_t p = 0; p < P; p++)
     for (int64_t q = 0; q < P; q++) {
       const int64_t at = p * pitch + q * C, first = channel_last ? (p * P + q) * C : p * P + q, step = channel_last ? 1 : P * P;
-      _Pragma("GCC ivdep") for (int64_t c = 0; c < C; c++) {
+      CPU_IVDEP for (int64_t c = 0; c < C; c++) {
         const int64_t i = to_token ? at + c : first + c * step, o = to_token ? first + c * step : at + c;
         if (acc) cpu_store(to, bf16, o, cpu_load(to, bf16, o) + cpu_load(from, bf16, i));
         else if (bf16) ((fd_bf16 *)to)[o] = ((const fd_bf16 *)from)[i];

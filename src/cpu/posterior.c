@@ -18,7 +18,7 @@ enum kind { NO_LATENT, MODE, SAMPLE };
 CPU_INLINE void fwd_rows(const void *moments, bool bf16, enum kind kind, const float *noise, float *mean, float *logvar, float *latent, int64_t Z,
                          int64_t lo, int64_t hi) {
   for (int64_t r = lo; r < hi; r++)
-    _Pragma("GCC ivdep") for (int64_t z = 0; z < Z; z++) {
+    CPU_IVDEP for (int64_t z = 0; z < Z; z++) {
       const float m = cpu_load(moments, bf16, 2 * Z * r + z), v = clamped(cpu_load(moments, bf16, 2 * Z * r + Z + z));
       mean[r * Z + z] = m;
       logvar[r * Z + z] = v;
@@ -74,7 +74,7 @@ CPU_CLONES static void bwd(const float *dmean, const float *dlogvar, const float
         m += dlatent[i];
         if (noise) v += dlatent[i] * noise[i] * 0.5f * cpu_expf_bounded(0.5f * clamped(raw));
       }
-      v = (raw < LOGVAR_LEAST) | (raw > LOGVAR_MOST) ? 0.0f : v;
+      v = ((raw < LOGVAR_LEAST) | (raw > LOGVAR_MOST)) ? 0.0f : v;
       cpu_store(dmoments, bf16, at, acc ? cpu_load(dmoments, bf16, at) + m : m);
       cpu_store(dmoments, bf16, at + Z, acc ? cpu_load(dmoments, bf16, at + Z) + v : v);
     }

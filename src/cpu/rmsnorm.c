@@ -38,7 +38,7 @@ CPU_INLINE void fwd_row(const void *x, void *y, bool bf16, int64_t D, float eps,
   CPU_LANES_ADD(lane, D, cpu_load(x, bf16, i) * cpu_load(x, bf16, i));
   float s = 1.0f / sqrtf(cpu_lanes_sum(lane) / (float)D + eps);
   if (rstd) *rstd = s;
-  #pragma GCC ivdep /* y may be x itself */
+  CPU_IVDEP /* y may be x itself */
   for (int64_t i = 0; i < D; i++) cpu_store(y, bf16, i, cpu_fma(cpu_load(x, bf16, i) * s, f[i], shift[i]));
 }
 
@@ -109,7 +109,7 @@ CPU_INLINE void bwd_row(const void *dy, const void *x, void *dx, bool bf16, bool
   float lane[CPU_LANES] = {0};
   CPU_LANES_ADD(lane, D, cpu_load(dy, bf16, i) * f[i] * cpu_load(x, bf16, i));
   float c = cpu_lanes_sum(lane) * rstd * rstd / (float)D; /* mean(dy f h) rstd */
-  #pragma GCC ivdep /* dx may be dy itself */
+  CPU_IVDEP /* dx may be dy itself */
   for (int64_t i = 0; i < D; i++) {
     float g = cpu_load(dy, bf16, i), h = cpu_load(x, bf16, i);
     float d = cpu_fma(g * f[i], rstd, -(h * rstd * c));

@@ -22,6 +22,13 @@
 #define CPU_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #endif
 
+/* Before a loop whose iterations do not depend on each other, though an output may be the same memory as an input. */
+#ifdef __clang__
+#define CPU_IVDEP _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define CPU_IVDEP _Pragma("GCC ivdep")
+#endif
+
 #define CPU_INLINE static inline __attribute__((always_inline, unused))
 
 CPU_INLINE float cpu_fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
@@ -139,7 +146,7 @@ CPU_INLINE float cpu_logf(float x) {
   float r = cpu_log_core(cpu_from_bits((k & 0x7fffffu) + CPU_SQRT_HALF_BITS) - 1.0f, e);
   r = x == 0.0f ? -__builtin_inff() : r;
   r = x < 0.0f ? __builtin_nanf("") : r;
-  r = (x > 3.40282347e38f) | (x != x) ? x : r;
+  r = ((x > 3.40282347e38f) | (x != x)) ? x : r;
   return r;
 }
 
