@@ -204,6 +204,11 @@ static void body(struct ot *t) {
       one(t, 1, 5, 1, 1, 2, hows[h], 3, dt, FD_BF16);
       one(t, 2, 1, 3, 3, 34, hows[h], -1, dt, FD_F32);
     }
+  for (int dt = FD_F32; dt <= FD_BF16; dt++) /* lengths that are compiled on their own */
+    for (size_t h = 0; h < sizeof hows / sizeof hows[0]; h++) {
+      one(t, 2, 2, 2, 1, 32, hows[h], -1, dt, FD_F32);
+      one(t, 1, 2, 2, 1, 64, hows[h], -1, dt, FD_F32);
+    }
   one(t, 1, 2, 2, 1, 5, NORMS, -1, FD_F32, FD_F32); /* odd E */
   one(t, 1, 70, 2, 1, 4, NORMS | ROPE, -1, FD_F32, FD_F32); /* several pieces */
   one(t, 0, 4, 2, 1, 4, NORMS | TEXT, -1, FD_F32, FD_F32);

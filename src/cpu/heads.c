@@ -6,6 +6,8 @@
 #include "cpu/cpu.h"
 #include "cpu/vmath.h"
 
+/* Heads of 32 and 64 are compiled on their own: known lengths need no loop over what is left, which costs as much as the work. */
+
 /* How the heads of one row are treated; `f` = 1 + norm weight, or NULL; cs = cosines then sines, or NULL. */
 struct row {
   int64_t E;
@@ -40,12 +42,18 @@ CPU_INLINE void fwd_head(const void *restrict x, void *restrict y, bool bf16, in
 }
 
 CPU_CLONES static void fwd_heads(const void *x, void *y, bool bf16, int64_t heads, struct row r, float *rstd) {
-#define HEADS(T, bf16, f, cs) \
+#define HEADS(T, bf16, E, f, cs) \
   for (int64_t h = 0; h < heads; h++) \
-    fwd_head((const T *)x + h * r.E, (T *)y + h * r.E, bf16, r.E, f, cs, r.eps, rstd ? rstd + h : NULL)
+    fwd_head((const T *)x + h * E, (T *)y + h * E, bf16, E, f, cs, r.eps, rstd ? rstd + h : NULL)
+#define SIZES(T, bf16, f, cs)                                      \
+  do {                                                             \
+    if (r.E == 32) HEADS(T, bf16, 32, f, cs);                      \
+    else if (r.E == 64) HEADS(T, bf16, 64, f, cs);                 \
+    else HEADS(T, bf16, r.E, f, cs);                               \
+  } while (0)
 #define TYPES(f, cs) \
-  if (bf16) HEADS(fd_bf16, true, f, cs); \
-  else HEADS(float, false, f, cs)
+  if (bf16) SIZES(fd_bf16, true, f, cs); \
+  else SIZES(float, false, f, cs)
   if (r.f && r.cs) {
     TYPES(r.f, r.cs);
   } else if (r.f) {
@@ -53,9 +61,10 @@ CPU_CLONES static void fwd_heads(const void *x, void *y, bool bf16, int64_t head
   } else if (r.cs) {
     TYPES(NULL, r.cs);
   } else {
-    TYPES(NULL, NULL);
+    memcpy(y, x, (size_t)(heads * r.E) * (bf16 ? sizeof(fd_bf16) : sizeof(float)));
   }
 #undef TYPES
+#undef SIZES
 #undef HEADS
 }
 
@@ -71,8 +80,11 @@ CPU_INLINE void bwd_head(const void *restrict dy, const void *restrict x, void *
       g[i] = cpu_fma(p, cs[i], q * cs[i + half]);
       g[i + half] = cpu_fma(q, cs[i], -(p * cs[i + half]));
     }
-  } else {
+  } else if (f) {
     for (int64_t i = 0; i < E; i++) g[i] = cpu_load(dy, bf16, i);
+  } else {
+    for (int64_t i = 0; i < E; i++) cpu_store(dx, bf16, i, acc ? cpu_load(dx, bf16, i) + cpu_load(dy, bf16, i) : cpu_load(dy, bf16, i));
+    return;
   }
   if (f) {
     float lane[CPU_LANES] = {0};
@@ -92,12 +104,18 @@ CPU_INLINE void bwd_head(const void *restrict dy, const void *restrict x, void *
 /* `g`: E floats of this thread. sum: E floats, added to (with norms). */
 CPU_CLONES static void bwd_heads(const void *dy, const void *x, void *dx, bool bf16, bool acc, int64_t heads, struct row r,
                                  const float *rstd, float *sum, float *g) {
-#define HEADS(T, bf16, f, cs) \
+#define HEADS(T, bf16, acc, E, f, cs) \
   for (int64_t h = 0; h < heads; h++) \
-    bwd_head((const T *)dy + h * r.E, (const T *)x + h * r.E, (T *)dx + h * r.E, bf16, acc, r.E, f, cs, (f) ? rstd[h] : 1.0f, sum, g)
+    bwd_head((const T *)dy + h * E, (const T *)x + h * E, (T *)dx + h * E, bf16, acc, E, f, cs, (f) ? rstd[h] : 1.0f, sum, g)
+#define SIZES(T, bf16, f, cs)                                               \
+  do {                                                                      \
+    if (r.E == 32 && !acc) HEADS(T, bf16, false, 32, f, cs);                \
+    else if (r.E == 64 && !acc) HEADS(T, bf16, false, 64, f, cs);           \
+    else HEADS(T, bf16, acc, r.E, f, cs);                                   \
+  } while (0)
 #define TYPES(f, cs) \
-  if (bf16) HEADS(fd_bf16, true, f, cs); \
-  else HEADS(float, false, f, cs)
+  if (bf16) SIZES(fd_bf16, true, f, cs); \
+  else SIZES(float, false, f, cs)
   if (r.f && r.cs) {
     TYPES(r.f, r.cs);
   } else if (r.f) {
@@ -105,9 +123,13 @@ CPU_CLONES static void bwd_heads(const void *dy, const void *x, void *dx, bool b
   } else if (r.cs) {
     TYPES(NULL, r.cs);
   } else {
-    TYPES(NULL, NULL);
+    r.E *= heads; /* a copy or a sum, no heads in it */
+    heads = 1;
+    if (!acc) memcpy(dx, dy, (size_t)r.E * (bf16 ? sizeof(fd_bf16) : sizeof(float)));
+    else TYPES(NULL, NULL);
   }
 #undef TYPES
+#undef SIZES
 #undef HEADS
 }
 
