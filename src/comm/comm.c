@@ -3,10 +3,14 @@
 #include "comm/comm.h"
 
 #include <mpi.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+#include "base/log.h"
+#include "comm/node_sum.h"
 
 #define PIECE_BYTES ((size_t)1 << 30)
 #define PIECE_ELEMENTS (((int64_t)1 << 30) - 1)
@@ -23,6 +27,8 @@ struct fd_comm_impl {
   int n_pending, cap_pending;
   int *n_open; /* -1: not started */
   int n_requests;
+  fd_node_sum *node_sum; /* for f32 where all ranks are on one node; made by the first reduction */
+  bool node_sum_tried;
   double wait_s;
 };
 
@@ -141,6 +147,7 @@ done:
 void fd_comm_destroy(fd_comm **comm) {
   if (!*comm) return;
   struct fd_comm_impl *impl = (*comm)->impl;
+  fd_node_sum_destroy(&impl->node_sum);
   if (impl->bf16_sum != MPI_OP_NULL) MPI_Op_free(&impl->bf16_sum);
   if (impl->bf16 != MPI_DATATYPE_NULL) MPI_Type_free(&impl->bf16);
   if (impl->node != MPI_COMM_NULL) MPI_Comm_free(&impl->node);
@@ -351,6 +358,16 @@ fd_status fd_comm_reduce_start(fd_comm *comm, int request, void *data, int64_t n
   int64_t pieces = (n + most - 1) / most;
   FD_TRY(reserve(impl, request, pieces));
   if (impl->n_open[request] >= 0) FD_TRY(FD_FAIL(FD_ERR_ARG, "reduce request %d started twice", request));
+  if (!impl->node_sum_tried) {
+    impl->node_sum_tried = true;
+    if (comm->size == comm->node_size && fd_node_sum_create(comm, &impl->node_sum) != FD_OK && comm->rank == 0)
+      fd_log_warn("sums over ranks go through MPI, which is slower: %s", fd_status_message());
+  }
+  if (impl->node_sum && dtype == FD_F32 && impl->piece_bytes == PIECE_BYTES) {
+    FD_TRY(fd_node_sum_start(impl->node_sum, request, data, n, &impl->n_open[request]));
+    fd_node_sum_progress(impl->node_sum, impl->n_open);
+    goto done;
+  }
   impl->n_open[request] = 0;
   for (int64_t at = 0; at < n;) {
     int64_t k = n - at < most ? n - at : most;
@@ -388,6 +405,11 @@ fd_status fd_comm_reduce_wait(fd_comm *comm, int request) {
   double t = MPI_Wtime();
   while (impl->n_open[request] > 0) {
     int n = 0;
+    if (impl->node_sum && fd_node_sum_busy(impl->node_sum)) { /* each kind of sum goes on while the other waits */
+      if (!fd_node_sum_progress(impl->node_sum, impl->n_open)) sched_yield();
+      FD_TRY(fd_comm_progress(comm));
+      continue;
+    }
     TRY_MPI(MPI_Waitsome(impl->n_pending, impl->pending, &n, impl->done, MPI_STATUSES_IGNORE));
     retire(impl, n);
   }
@@ -399,8 +421,10 @@ done:
 
 fd_status fd_comm_progress(fd_comm *comm) {
   fd_status st = FD_OK;
-  if (!comm || comm->impl->n_pending == 0) return st;
+  if (!comm) return st;
   struct fd_comm_impl *impl = comm->impl;
+  if (impl->node_sum && fd_node_sum_busy(impl->node_sum)) fd_node_sum_progress(impl->node_sum, impl->n_open);
+  if (impl->n_pending == 0) return st;
   int n = 0;
   TRY_MPI(MPI_Testsome(impl->n_pending, impl->pending, &n, impl->done, MPI_STATUSES_IGNORE));
   if (n > 0) retire(impl, n);

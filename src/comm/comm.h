@@ -72,7 +72,7 @@ fd_status fd_comm_progress(fd_comm *comm);
 
 /** Seconds that fd_comm_reduce_wait has waited since the last call of this: what was not hidden behind computation. Local. */
 double fd_comm_take_wait_s(fd_comm *comm);
-/** Largest message in bytes, for tests of the cutting. Default and most: 1 GiB. The same on all ranks, none outstanding. */
+/** Largest message in bytes, for tests of the cutting: sums of f32 then go through MPI on one node too. Default and most: 1 GiB. The same on all ranks, none outstanding. */
 void fd_comm_set_piece_bytes(fd_comm *comm, size_t bytes);
 
 /* ---- memory that the ranks of a node share ------------------------------------------------------------------------- */
