@@ -279,6 +279,9 @@ static double graphtest_loss(struct bound *b, const float *cotangent, int64_t us
   return sum;
 }
 
+/* |x - y|; infinite if one is not a number. */
+static double apart(double x, double y) { return isnan(x - y) ? INFINITY : fabs(x - y); }
+
 /** Read n floats of v, whatever its type. */
 static void graphtest_read(fd_graph *g, fd_var v, float *out, int64_t n) {
   const fd_tensor *t = fd_graph_get(g, v);
@@ -318,7 +321,7 @@ static void check_bf16(fd_ctx *ctx, const struct gradient_test *t, float *const 
     for (int64_t k = 0; k < n; k++) {
       float start = i >= 0 && t->leaf[i].wanted == 1 ? (float)(k % 7) - 3 : 0;
       if (fabs(q[k] - start) > largest) largest = fabs(q[k] - start);
-      if (!(fabs((double)p[k] - q[k]) <= error)) error = fabs((double)p[k] - q[k]);
+      error = fmax(error, apart(p[k], q[k]));
     }
     if (!(error <= 8 * 0x1p-8 * largest)) {
       failed = 1;
@@ -369,22 +372,28 @@ static void check_gradients(fd_ctx *ctx, const struct gradient_test *t) {
     if (!t->leaf[i].wanted) continue;
     float *got = malloc((size_t)(numel[i] + 1) * sizeof *got);
     fd_var v = fd_graph_grad(with.g, with.leaf[i]);
-    CHECK(v);
-    OK(fd_graph_read(with.g, v, got, (size_t)numel[i] * sizeof(float)));
+    memset(got, 0, (size_t)numel[i] * sizeof *got); /* a leaf that leads nowhere has no gradient */
+    if (v) OK(fd_graph_read(with.g, v, got, (size_t)numel[i] * sizeof(float)));
     double largest = 1e-3, error = 0;
     int64_t step = numel[i] > 60 ? numel[i] / 47 : 1;
     int64_t n = i == 0 && t->rows ? t->rows * (numel[0] / t->leaf[0].shape[0]) : numel[i];
     for (int64_t k = 0; k < n; k += step) {
-      const float h = 0.02f * (t->leaf[i].scale > 0.3f ? 1.0f : t->leaf[i].scale * 3), x0 = data[i][k];
-      double l[4];
-      for (int s = 0; s < 4; s++) {
-        data[i][k] = x0 + h * (float)(s - 2 + (s > 1));
-        l[s] = graphtest_loss(&plain, cotangent, used, out);
+      const float x0 = data[i][k];
+      double nearest = INFINITY;
+      for (int fine = 0; fine < 2; fine++) { /* the smaller step where the function bends, the larger where f32 is noisy */
+        const float h = (fine ? 0.004f : 0.02f) * (t->leaf[i].scale > 0.3f ? 1.0f : t->leaf[i].scale * 3);
+        double l[4];
+        for (int s = 0; s < 4; s++) {
+          data[i][k] = x0 + h * (float)(s - 2 + (s > 1));
+          l[s] = graphtest_loss(&plain, cotangent, used, out);
+        }
+        data[i][k] = x0;
+        double want = (8 * (l[2] - l[1]) - (l[3] - l[0])) / (12.0 * h), have = got[k] - (t->leaf[i].wanted == 1 ? k % 7 - 3 : 0);
+        if (fabs(want) > largest) largest = fabs(want);
+        nearest = fmin(nearest, apart(want, have));
+        if (nearest <= 5e-4 * largest) break;
       }
-      data[i][k] = x0;
-      double want = (8 * (l[2] - l[1]) - (l[3] - l[0])) / (12.0 * h), have = got[k] - (t->leaf[i].wanted == 1 ? k % 7 - 3 : 0);
-      if (fabs(want) > largest) largest = fabs(want);
-      if (!(fabs(want - have) <= error)) error = fabs(want - have); /* NaN stays */
+      error = fmax(error, nearest);
     }
     if (!(error <= 2e-3 * largest)) {
       failed = 1;

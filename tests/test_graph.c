@@ -85,6 +85,53 @@ static void test_gradients(fd_ctx *ctx) {
   for (size_t i = 0; i < sizeof tests / sizeof *tests; i++) check_gradients(ctx, &tests[i]);
 }
 
+/* A random graph: values and weights used any number of times, views, gates, segments that end anywhere. */
+struct dice {
+  uint32_t seed, n;
+};
+static int roll(struct dice *d, int sides) { return (int)(fd_rng_uniform(d->seed, FD_RNG_SYNTHETIC, 1, d->n++) * (float)sides); }
+
+static fd_var build_random(fd_graph *g, const fd_var *l, const void *user) {
+  struct dice d = {*(const uint32_t *)user, 0};
+  enum { R = 4, C = 6 };
+  fd_var pool[24] = {l[0], l[1]};
+  int n = 2, open = 0;
+  while (n < 12) {
+    if (!open && roll(&d, 3) == 0) fd_graph_segment_begin(g), open = 1;
+    fd_var x = pool[roll(&d, n)], y = pool[n - 1 - roll(&d, n < 3 ? n : 3)], z = 0;
+    struct fd_mod m = {.mod = fd_graph_view(g, pool[roll(&d, n)], 2, (int64_t[]){2, 2 * C}), .rows_per_mod = 2, .shift_col = 0, .scale_col = C, .gate_col = roll(&d, C)};
+    switch (roll(&d, 8)) {
+      case 0: z = fd_add(g, x, y, 0); break;
+      case 1: z = fd_residual(g, y, x, NULL, 0); break;
+      case 2: z = fd_residual(g, y, fd_rmsnorm(g, x, l[4], 1e-2f, NULL, 0), &m, 0); break;
+      case 3: z = fd_rmsnorm(g, y, l[4], 1e-2f, &m, 0); break;
+      case 4: z = fd_activate(g, y, FD_ACT_SILU, 0); break;
+      case 5: z = fd_linear(g, y, l[2], l[4], 0); break;
+      case 6: z = fd_linear(g, fd_graph_view(g, y, 3, (int64_t[]){2, 2, C}), l[3], 0, 0); break;
+      default: /* the same memory seen as [6, 4] */
+        z = fd_add(g, fd_graph_view(g, x, 2, (int64_t[]){C, R}), fd_graph_view(g, y, 2, (int64_t[]){C, R}), 0);
+    }
+    pool[n++] = fd_rmsnorm(g, fd_graph_view(g, z, 2, (int64_t[]){R, C}), l[4], 1e-2f, NULL, 0); /* keeps values near 1 */
+    if (open && roll(&d, 3) == 0) fd_graph_segment_end(g), open = 0;
+  }
+  fd_var sum = pool[n - 1];
+  for (int i = 0; i < 3; i++) sum = fd_add(g, sum, pool[roll(&d, n)], 0);
+  if (open) fd_graph_segment_end(g);
+  return sum;
+}
+
+static void test_random(fd_ctx *ctx) {
+  for (uint32_t seed = 1; seed <= 60; seed++) {
+    char name[32];
+    snprintf(name, sizeof name, "random graph %u", seed);
+    const int made = seed % 3 == 0 ? 2 : 1;
+    const struct gradient_test t = {name, build_random, &seed, 5,
+                                    {{2, {4, 6}, FD_F32, 1, NULL, made}, {2, {4, 6}, FD_F32, 1, NULL, seed % 2 ? 1 : 0}, {2, {6, 6}, FD_F32, 0.5f, NULL, 1},
+                                     {2, {6, 6}, FD_F32, 0.5f, NULL, made}, {1, {6}, FD_F32, 0.3f, NULL, 1}}, 0, 0};
+    check_gradients(ctx, &t);
+  }
+}
+
 /* Nothing is emitted that nobody wants: no dx of the first layer, no weights of frozen ones. */
 static void test_skips(fd_ctx *ctx) {
   fd_graph *g = NULL;
@@ -239,6 +286,16 @@ static void check_plan(const fd_graph *g, size_t arena) {
   }
 }
 
+static int count_nodes(const fd_graph *g, int op, const char *phase) {
+  int n = 0;
+  for (int i = 0; i < fd_graph_n_nodes(g); i++) {
+    const char *p;
+    int o = fd_graph_node(g, i, NULL, &p);
+    n += (op < 0 || o == op) && (!phase || strcmp(p, phase) == 0);
+  }
+  return n;
+}
+
 static int lines;
 static void count_line(void *user, const char *text) {
   (void)user;
@@ -267,6 +324,9 @@ static void test_plan_and_recompute(fd_ctx *ctx) {
     CHECK(m.inputs == 3 * 256 && m.scratch == 768 && m.external > 0);
     fd_graph_memory(again.g, &k);
     CHECK(k.activations < m.activations && k.arena < m.arena);
+    CHECK(count_nodes(plain.g, FD_OP_cast, NULL) == 1);         /* dout is copied once, gradients along the residual never */
+    CHECK(count_nodes(plain.g, FD_OP_fill, NULL) == LAYERS);     /* one zero per modulation */
+    CHECK(count_nodes(again.g, -1, "recompute") == 4 * LAYERS); /* all but the last op of each layer, whose result stays */
     fd_graph_print(again.g, count_line, NULL);
     CHECK(lines == 1 + fd_graph_n_nodes(again.g));
     CHECK(fd_graph_flop(again.g, "recompute") > 0 && fd_graph_flop(plain.g, "recompute") == 0);
@@ -583,6 +643,7 @@ int main(void) {
   test_embed(ctx);
   test_copies(ctx);
   test_gradients(ctx);
+  test_random(ctx);
   test_plan_and_recompute(ctx);
   test_poison_finds(ctx);
   test_replay(ctx);
