@@ -110,6 +110,7 @@ done:
 
 static fd_status open_to_change(const char *path, hid_t *file) {
   hid_t list = H5Pcreate(H5P_FILE_ACCESS);
+  H5Pset_alignment(list, 1, 8); /* columns are mapped and read in place */
 #if H5_VERSION_GE(1, 10, 7)
   H5Pset_file_locking(list, 1, 1);
 #endif

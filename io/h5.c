@@ -25,6 +25,7 @@ hid_t fd_h5_type(fd_dtype dtype) {
 /* Read-only media and network file systems often refuse locks. */
 static hid_t access_list(void) {
   hid_t list = H5Pcreate(H5P_FILE_ACCESS);
+  H5Pset_alignment(list, 1, 8); /* columns of what we write may be mapped and read in place */
 #if H5_VERSION_GE(1, 10, 7)
   H5Pset_file_locking(list, 1, 1);
 #endif
