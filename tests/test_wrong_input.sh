@@ -101,7 +101,7 @@ wrong 'model is not downloaded' 3 'REPA-E/e2e-flux-vae is neither a folder.*hugg
     vae encode REPA-E/e2e-flux-vae picture.png latents.h5
 wrong 'model with a licence' 3 'Its licence must be accepted' '' vae encode black-forest-labs/FLUX.1-dev picture.png latents.h5
 vae '' && rm m/config.json
-wrong 'no config.json' 3 'm/? has no config.json' '' $encode
+wrong 'no config.json' 3 'm has no config.json' '' $encode
 vae '1s/{/[/'
 wrong 'config.json is no JSON' 4 'm/config.json:[0-9]+: ' '' $encode
 vae 's/"AutoencoderKL"/"AutoencoderDC"/'
@@ -125,6 +125,81 @@ wrong 'weights cut short' 4 'lie outside the file.*truncated or damaged' '' $enc
 vae '' && echo 'version https://git-lfs.github.com/spec/v1' >m/diffusion_pytorch_model.safetensors
 wrong 'weights are a pointer of Git LFS' 4 'no safetensors file' '' $encode
 wrong 'vae: neither encode nor decode' 2 'the first word is "encrypt", expected encode or decode' '' vae encrypt m picture.png latents.h5
+
+# ---- training: the demo, eight pictures, one step
+OMP_NUM_THREADS=1
+export OMP_NUM_THREADS
+"$fdhpc" demo d --samples 8 --prompts 2 2>/dev/null || failed=1
+cat >base.cfg <<END
+extends = "$FDHPC_INPUT/demo.cfg";
+trainer = { max_steps = 1; checkpoint_dir = "run"; checkpointing_steps = 0; sampling_steps = 0; };
+model = { base = "$demo/text_encoder"; };
+vae = { pretrained_model_name_or_path = "$demo/vae"; };
+data = { data_path = "d/shapes-000000.tar"; batch_size = 4; tokenizer = "$demo/tokenizer"; };
+END
+
+# train NAME EXIT 'PATTERN' KEY=VALUE...
+train() {
+    train_name=$1 train_code=$2 train_pattern=$3
+    shift 3
+    for pair in "$@"; do
+        set -- "$@" --set "$pair"
+        shift
+    done
+    rm -rf run
+    wrong "$train_name" "$train_code" "$train_pattern" 'extends = "base.cfg";' x.cfg "$@"
+}
+printf 'extends = "base.cfg"; trainer = { checkpoint_dir = "kept"; };\n' >good.cfg
+"$fdhpc" good.cfg >out 2>err || { echo "FAIL what is right is refused: $(cat err)"; failed=$((failed + 1)); }
+
+train 'no data' 2 'data.data_path is empty' data.data_path=
+train 'data behind a network' 2 'http: is not supported; download' data.data_path=http://host/a.tar
+train 'data from a command' 2 'commands \(pipe:\) are not run' 'data.data_path=pipe:cat a.tar'
+train 'tars are missing' 5 'none of 3 tars is there; the first is a1.tar' 'data.data_path=a{1..3}.tar'
+train 'brace left open' 2 'has a \{ without \}' 'data.data_path=a{1..3.tar'
+: >empty.tar
+train 'empty tar' 5 'no samples in 1 tars' data.data_path=empty.tar
+gzip -c d/shapes-000000.tar >packed.tar
+train 'compressed tar' 8 'packed.tar: is compressed' data.data_path=packed.tar
+train 'no such picture column' 5 '8 have no picture .png' data.image_column=png
+train 'no such caption column' 5 '8 no caption .cap' data.caption_column.synthetic=cap
+train 'no caption column' 2 'data.caption_column: neither synthetic nor original' data.caption_column.synthetic=
+train 'resolution not divisible' 2 'data.resolution: 72 x 72 is not divisible by 16' data.resolution=72
+train 'resolution too large for the table' 2 'position table has 4 x 4 \(model.pos_embed_max_size\)' data.resolution=1024
+train 'text width' 2 'model.text_hidden_size is 64, but the text states of model.base are 96 wide' model.text_hidden_size=64
+train 'latent channels' 2 'model.in_channels is 4, but the VAE.*16 channels' model.in_channels=4 model.out_channels=4
+train 'width not divisible' 2 'hidden_size = 190 is no multiple of 4' model.base_config_override.hidden_size=190
+train 'hidden state' 2 'text_hidden_states_index 7, the model has hidden states -3 to 2' model.text_hidden_states_index=7
+train 'no text encoder' 3 'model.base: there is no folder nowhere' model.base=nowhere
+train 'folder without tokenizer' 3 'data.tokenizer: d has no' data.tokenizer=d
+train 'no VAE' 2 'vae.pretrained_model_name_or_path is not set' vae.pretrained_model_name_or_path=
+train 'no such checkpoint' 3 'step-77.h5: No such file.*there are none' trainer.resume_from=77
+train 'stage that is not built' 8 'trainer.zero_stage is 2' trainer.zero_stage=2
+train 'family that is not built' 8 'model.name = "FuseDiT" is not built yet' model.name=FuseDiT
+train 'run folder cannot be made' 3 'base.cfg/log.txt: ' trainer.checkpoint_dir=base.cfg
+train 'no run folder' 2 'trainer.checkpoint_dir is empty' trainer.checkpoint_dir=
+train 'index cannot be written' 3 'data.index.*base.cfg/i.h5' data.index=base.cfg/i.h5
+if "$fdhpc" --version | grep -q 'cuda (not built'; then
+    train 'backend that is not built' 8 'backend cuda is not built' trainer.backend=cuda
+fi
+
+# ---- sampling
+wrong 'sample: nowhere to write' 2 'give -o DIR' 'extends = "base.cfg";' sample x.cfg
+echo '{}' >object.json
+wrong 'sample: prompts are no list' 4 'object.json: expected a JSON list of strings' 'extends = "base.cfg";' sample x.cfg -o o --prompts object.json
+wrong 'sample: no checkpoint' 3 'no checkpoint' 'extends = "base.cfg"; trainer = { checkpoint_dir = "none"; };' sample x.cfg -o o
+wrong 'sample: size not divisible' 2 'multiples of 16' 'extends = "good.cfg";' sample x.cfg -o o --resolution 40
+wrong 'sample: no such step' 3 'step-5.h5' 'extends = "good.cfg";' sample x.cfg -o o --tag 5
+
+# ---- checkpoints
+wrong 'another model than the checkpoint' 4 'kept/checkpoints/step-1.h5' \
+    'extends = "good.cfg"; trainer = { max_steps = 2; }; model = { dit_num_hidden_layers = 5; };' x.cfg
+truncate -s 30000000 kept/checkpoints/step-1.h5
+wrong 'checkpoint cut short' '4' 'kept/checkpoints/step-1.h5' 'extends = "good.cfg"; trainer = { max_steps = 2; resume_from = 1; };' x.cfg
+echo 'no checkpoint' >kept/checkpoints/step-1.h5
+wrong 'checkpoint is no HDF5' '4' 'kept/checkpoints/step-1.h5' 'extends = "good.cfg"; trainer = { max_steps = 2; resume_from = 1; };' x.cfg
+
+wrong 'verify: no records' 1 'no case.json' '' verify d
 
 echo "$((rows - failed)) passed, $failed failed, 0 skipped"
 exit $((failed > 0))

@@ -656,6 +656,13 @@ fd_status fd_config_finish(fd_config *config) {
                    " (%s)",
                    fd_config_where(config, "model.base_config_override.num_attention_heads"), heads, kv,
                    fd_config_where(config, "model.base_config_override.num_key_value_heads"));
+  if (!*o->trainer.checkpoint_dir)
+    return FD_FAIL(FD_ERR_CONFIG, "%s: trainer.checkpoint_dir is empty; wanted the folder for the run", fd_config_where(config, "trainer.checkpoint_dir"));
+  const char *width_key = o->model.dit_hidden_size ? "model.dit_hidden_size" : "model.base_config_override.hidden_size";
+  int64_t width = o->model.dit_hidden_size ? o->model.dit_hidden_size : o->model.base_config_override.hidden_size;
+  if (!strcmp(o->model.pos_embed, "ape") && width % 4)
+    return FD_FAIL(FD_ERR_CONFIG, "%s: %s = %" PRId64 " is no multiple of 4, which model.pos_embed = \"ape\" needs",
+                   fd_config_where(config, width_key), width_key, width);
   static const struct {
     const char *key, *value;
   } not_built[] = {{"model.name", "FuseDiT"}, {"model.encoder_type", "clip-llm"}, {"gen.model_type", "fuse-dit"}, {"gen.model_type", "fuse-dit-clip"}};

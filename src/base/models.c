@@ -172,12 +172,12 @@ static fd_status find(const struct fd_options *opt, const char *key, const char 
     }
     if (path || *subfolder) {
       free(found_without);
-      if (asprintf(&found_without, "%s/%s", base, subfolder) < 0) FD_TRY(no_memory());
+      if (asprintf(&found_without, "%s%s%s", base, *subfolder ? "/" : "", subfolder) < 0) FD_TRY(no_memory());
     }
     free(path), path = NULL;
   }
   if (found_without)
-    FD_TRY(FD_FAIL(FD_ERR_IO, "%s: %s has no config.json%s", key, found_without,
+    FD_TRY(FD_FAIL(FD_ERR_IO, "%s: %s has no config.json, tokenizer.model or scheduler_config.json%s", key, found_without,
                    *subfolder ? "" : " (set the subfolder if the model is in one)"));
   if (!looks_like_hub_name(name))
     FD_TRY(FD_FAIL(FD_ERR_IO, "%s: there is no folder %s%s%s", key, name, *opt->paths.models ? ", nor one under paths.models = " : "",

@@ -81,7 +81,7 @@ static fd_status load_dit(struct fd_run *run, fd_model *dit, const char *dir, co
   /* buffers are computed from the configuration, so the first values are right for them */
   FD_TRY(fd_model_init(dit, 0, NULL, NULL));
   FD_TRY(fd_optim_rows(dit->params, &rows));
-  FD_TRY(fd_checkpoint_match(c, family, !ema, n, rows));
+  FD_TRY(fd_checkpoint_match(c, family, true, n, rows));
   for (int i = 0; i < n; i++) {
     if (rows[i].buffer) continue;
     values = malloc((size_t)fd_params_row(dit->params, i)->numel * sizeof *values);
