@@ -7,6 +7,7 @@
 //
 //   static void body(struct ot *t) { ... }              one backend, one number of threads
 //   int main(void) { return ot_main(body); }            runs it with 1 and with 3 threads
+//   ... ot_main_same_bits(body)                         and every output must have the same bits with both
 #ifndef FD_TESTS_OPTEST_H
 #define FD_TESTS_OPTEST_H
 
@@ -30,6 +31,9 @@ struct ot {
   uint64_t draws;
   fd_tensor tensor[OT_MAX_TENSORS];
   int n_tensors;
+  uint64_t *hash; /* of the outputs of each ot_run with 1 thread */
+  int n_hashes, at_hash;
+  bool first_pass, same_bits;
 };
 
 #define OT_FAIL(t, ...)                                                           \
@@ -165,6 +169,27 @@ static void ot_check_guards(struct ot *t, const char *op) {
   }
 }
 
+/* With 1 thread remember the outputs' bits, with several compare. */
+static void ot_check_bits(struct ot *t, enum fd_op op, const void *args) {
+  const struct fd_op_info *info = fd_op_info(op);
+  uint64_t h = 14695981039346656037u;
+  for (int s = 0; s < info->n_slots; s++) {
+    const fd_tensor *x = ((fd_tensor *const *)args)[s];
+    if (!x || info->dir[s] == 'i') continue;
+    const unsigned char *p = (const unsigned char *)x->data;
+    for (size_t i = 0; i < fd_tensor_bytes(x); i++) h = (h ^ p[i]) * 1099511628211u;
+  }
+  if (t->first_pass) {
+    if ((t->n_hashes & (t->n_hashes + 1)) == 0) t->hash = realloc(t->hash, sizeof *t->hash * 2 * (size_t)(t->n_hashes + 1));
+    if (!t->hash) abort();
+    t->hash[t->n_hashes++] = h;
+  } else if (t->same_bits) {
+    t->checks++;
+    if (t->at_hash >= t->n_hashes || t->hash[t->at_hash] != h) OT_FAIL(t, "%s: other bits than with 1 thread", info->name);
+    t->at_hash++;
+  }
+}
+
 /** Prepare and run; both must be FD_OK. Scratch is exactly what was asked for, poisoned and guarded. */
 OT_UNUSED static void ot_run(struct ot *t, enum fd_op op, const void *args) {
   const char *name = fd_op_info(op)->name;
@@ -191,6 +216,7 @@ OT_UNUSED static void ot_run(struct ot *t, enum fd_op op, const void *args) {
     }
   free(p);
   ot_check_guards(t, name);
+  ot_check_bits(t, op, args);
 }
 #define OT_RUN(t, op, ...) ot_run(t, FD_OP_##op, &(struct fd_##op##_args){__VA_ARGS__})
 
@@ -289,8 +315,9 @@ OT_UNUSED static void ot_finite_difference(struct ot *t, enum fd_op fwd, const v
 
 /* ---- the program --------------------------------------------------------------------------------------------------- */
 
-OT_UNUSED static int ot_main(void (*body)(struct ot *)) {
+OT_UNUSED static int ot_main_with(void (*body)(struct ot *), bool same_bits) {
   static struct ot t;
+  t.same_bits = same_bits;
   for (int threads = 1; threads <= 3; threads += 2) {
     if (fd_ctx_create(&fd_cpu_backend, threads, NULL, &t.ctx) != FD_OK) {
       printf("%s\n", fd_status_message());
@@ -298,12 +325,18 @@ OT_UNUSED static int ot_main(void (*body)(struct ot *)) {
     }
     t.what = "";
     t.draws = 0;
+    t.first_pass = threads == 1;
+    if (threads > 1) cpu_grain = 1; /* small shapes are shared out too */
     body(&t);
     ot_reset(&t);
     fd_ctx_destroy(&t.ctx);
   }
+  free(t.hash);
   printf("%d checks, %d failed\n", t.checks, t.failed);
   return t.failed != 0 || t.checks == 0;
 }
+
+OT_UNUSED static int ot_main(void (*body)(struct ot *)) { return ot_main_with(body, false); }
+OT_UNUSED static int ot_main_same_bits(void (*body)(struct ot *)) { return ot_main_with(body, true); }
 
 #endif

@@ -123,4 +123,4 @@ static void body(struct ot *t) {
   misuse(t);
 }
 
-int main(void) { return ot_main(body); }
+int main(void) { return ot_main_same_bits(body); }

@@ -49,4 +49,4 @@ static void body(struct ot *t) {
   OT_MISUSE(t, "y is missing", randn, .keys = keys);
 }
 
-int main(void) { return ot_main(body); }
+int main(void) { return ot_main_same_bits(body); }

@@ -22,6 +22,8 @@ static prepare_fn *const prepares[FD_OP_COUNT] = {
 };
 #undef X
 
+int64_t cpu_grain = 16384;
+
 /* ---- counts ------------------------------------------------------------------------------------------------------ */
 
 fd_status cpu_rows_used(enum fd_op op, const fd_tensor *count, int64_t rows, int64_t *used) {

@@ -50,9 +50,12 @@ static inline bool cpu_same_shape(const fd_tensor *s, const fd_tensor *t) {
 /** Rows in use: all, or what count holds. FD_ERR_ARG if that is outside 0..rows. */
 fd_status cpu_rows_used(enum fd_op op, const fd_tensor *count, int64_t rows, int64_t *used);
 
+/** Elements below which another thread does not pay. Tests set it to 1, so that small shapes run on several threads too. */
+extern int64_t cpu_grain;
+
 /** Threads for about `work` elements: no more than pay. */
 static inline int cpu_threads(const fd_ctx *ctx, int64_t work) {
-  int64_t most = 1 + work / 16384;
+  int64_t most = 1 + work / cpu_grain;
   return most < ctx->n_threads ? (int)most : ctx->n_threads;
 }
 
