@@ -162,7 +162,9 @@ fd_status fd_verify_pipeline(struct fd_verify *v) {
   if (!schedule) FD_TRY(FD_FAIL(FD_ERR_FORMAT, "%s/scheduler/scheduler_config.json:%d: %s", v->dir, error.line, error.text));
   const json_t *prompts = json_object_get(v->info, "prompts"), *shift = json_object_get(schedule, "shift"),
                *levels = json_object_get(schedule, "num_train_timesteps"), *guidance = json_object_get(v->info, "guidance_scale");
-  const char *negative = json_string_value(json_object_get(v->info, "negative_prompt"));
+  const json_t *negative_prompt = json_object_get(v->info, "negative_prompt"); /* a text, null, or a list of one */
+  if (json_is_array(negative_prompt)) negative_prompt = json_array_get(negative_prompt, 0);
+  const char *negative = json_string_value(negative_prompt);
   const int64_t n_prompts = (int64_t)json_array_size(prompts);
 
   FD_TRY(fd_verify_model_open(v, "transformer", NULL, false, &dit));

@@ -118,29 +118,33 @@ fd_var fd_gemma_states(fd_model *m, fd_graph *g, const struct fd_text_vars *text
   }
   const int64_t longest = text->L > text->tile ? text->L : text->tile; /* the rounding tail is a sequence too */
   const fd_var table = rope(m, g, longest);
-  fd_var x = fd_embed(g, text->ids, fd_params_var(p, g, "model.embed_tokens.weight"), sqrtf((float)c->D), c->pad_id, dtype, count);
+  /* In bf16 the stream and the norms stay in f32, as the original's do: its values are large and many layers add to them. */
+  fd_var x = fd_embed(g, text->ids, fd_params_var(p, g, "model.embed_tokens.weight"), sqrtf((float)c->D), c->pad_id, FD_F32, count);
   for (int l = 0; l < at; l++) {
     struct fd_heads h = {.rope = table, .pos = text->pos, .count = count, .B = 1, .N = text->T, .A = c->A, .K = c->K, .E = c->E, .eps = c->eps};
     struct fd_attention a = {.ranges = text->ranges, .A = c->A, .K = c->K, .E = c->E, .scale = c->scale, .causal = 1, .softcap = c->softcap,
                              .max_q = longest, .max_k = longest};
     if (c->gemma2 && l % 2 == 0) a.window = c->window;
     fd_var y = fd_rmsnorm(g, x, fd_params_varf(p, g, "model.layers.%d.input_layernorm.weight", l), c->eps, NULL, count);
-    h.qkv = fd_linear(g, y, fd_params_varf(p, g, "model.layers.%d.self_attn.qkv.weight", l),
+    h.qkv = fd_linear(g, fd_cast(g, y, dtype, 1), fd_params_varf(p, g, "model.layers.%d.self_attn.qkv.weight", l),
                       c->bias ? fd_params_varf(p, g, "model.layers.%d.self_attn.qkv.bias", l) : 0, count);
     fd_heads(g, &h, &a.q, &a.k, &a.v);
     y = fd_attention(g, &a);
     y = fd_linear(g, y, fd_params_varf(p, g, "model.layers.%d.self_attn.o_proj.weight", l),
                   c->bias ? fd_params_varf(p, g, "model.layers.%d.self_attn.o_proj.bias", l) : 0, count);
+    y = fd_cast(g, y, FD_F32, 1);
     if (c->gemma2) y = fd_rmsnorm(g, y, fd_params_varf(p, g, "model.layers.%d.post_attention_layernorm.weight", l), c->eps, NULL, count);
     x = fd_residual(g, x, y, NULL, count);
     y = fd_rmsnorm(g, x, fd_params_varf(p, g, "model.layers.%d.%s.weight", l, c->gemma2 ? "pre_feedforward_layernorm" : "post_attention_layernorm"),
                    c->eps, NULL, count);
-    y = fd_linear(g, y, fd_params_varf(p, g, "model.layers.%d.mlp.gate_up.weight", l), 0, count);
+    y = fd_linear(g, fd_cast(g, y, dtype, 1), fd_params_varf(p, g, "model.layers.%d.mlp.gate_up.weight", l), 0, count);
     y = fd_geglu(g, y, c->act, count);
     y = fd_linear(g, y, fd_params_varf(p, g, "model.layers.%d.mlp.down_proj.weight", l), 0, count);
+    y = fd_cast(g, y, FD_F32, 1);
     if (c->gemma2) y = fd_rmsnorm(g, y, fd_params_varf(p, g, "model.layers.%d.post_feedforward_layernorm.weight", l), c->eps, NULL, count);
     x = fd_residual(g, x, y, NULL, count);
   }
   /* the last entry is after the final norm; the last layer's raw output is nowhere in hidden_states */
-  return at == c->layers ? fd_rmsnorm(g, x, fd_params_var(p, g, "model.norm.weight"), c->eps, NULL, count) : x;
+  if (at == c->layers) x = fd_rmsnorm(g, x, fd_params_var(p, g, "model.norm.weight"), c->eps, NULL, count);
+  return fd_cast(g, x, dtype, 1);
 }

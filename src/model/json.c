@@ -105,7 +105,7 @@ bool fd_json_nums(struct fd_json *c, const char *key, int n, float *out) {
 }
 
 enum fd_act fd_json_activation(struct fd_json *c) {
-  static const char *const words[] = {"gelu_pytorch_tanh", "gelu", "silu", NULL};
-  static const enum fd_act acts[] = {FD_ACT_GELU_TANH, FD_ACT_GELU_ERF, FD_ACT_SILU};
+  static const char *const words[] = {"gelu_pytorch_tanh", "gelu", "silu", "gelu_new", "swish", NULL}; /* the last two: the same, older names */
+  static const enum fd_act acts[] = {FD_ACT_GELU_TANH, FD_ACT_GELU_ERF, FD_ACT_SILU, FD_ACT_GELU_TANH, FD_ACT_SILU};
   return acts[fd_json_choice(c, "hidden_activation", words, 0)];
 }
