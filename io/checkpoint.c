@@ -597,7 +597,7 @@ fd_status fd_checkpoint_match(const fd_checkpoint *c, const char *family, bool b
     const struct fd_layout_entry *e = &c->entry[i];
     if (strncmp(e->name, family, n) != 0 || e->name[n] != '/') continue;
     int known = 0;
-    for (int k = 0; k < n_rows && !known; k++) known = (!rows[k].buffer || buffers) && strcmp(rows[k].name, e->name + n + 1) == 0;
+    for (int k = 0; k < n_rows && !known; k++) known = strcmp(rows[k].name, e->name + n + 1) == 0;
     if (!known && wrong++ < 8 && at < sizeof list)
       at += (size_t)snprintf(list + at, sizeof list - at, "%sdata set /%s is not part of this model", wrong > 1 ? "; " : "", e->name);
   }

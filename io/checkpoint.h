@@ -93,7 +93,8 @@ const struct fd_checkpoint_meta *fd_checkpoint_meta(const fd_checkpoint *c);
 int64_t fd_checkpoint_counter(const fd_checkpoint *c, const char *name);
 bool fd_checkpoint_has(const fd_checkpoint *c, const char *family);
 
-/** Every row of a family is there in its shape, and nothing else: FD_ERR_FORMAT lists what is not. Local, the same on all ranks. */
+/** Every row of a family is there in its shape, and nothing else: FD_ERR_FORMAT lists what is not. Rows that are buffers must be
+ *  there with `buffers` and may be there without. Local, the same on all ranks. */
 fd_status fd_checkpoint_match(const fd_checkpoint *c, const char *family, bool buffers, int n_rows,
                               const struct fd_checkpoint_row *rows);
 

@@ -286,6 +286,8 @@ static void test_wrong_model(fd_comm *comm, const char *dir, const char *good) {
   struct fd_checkpoint_row other[N_ROWS + 1];
   memcpy(other, rows, sizeof rows);
   CHECK(fd_checkpoint_match(c, "ema", false, N_ROWS, rows) == FD_OK);
+  CHECK(fd_checkpoint_match(c, "model", false, N_ROWS, rows) == FD_OK); /* a buffer that is there and not asked for */
+  CHECK(fd_checkpoint_match(c, "ema", true, N_ROWS, rows) == FD_ERR_FORMAT && says("/ema/patch_embed.pos_embed", "missing"));
   other[2].shape[0] = 1000, other[2].shape[1] = 1100;
   CHECK(fd_checkpoint_match(c, "ema", false, N_ROWS, other) == FD_ERR_FORMAT);
   CHECK(says("data set /ema/layers.0.mlp.weight has shape [1100, 1000], [1000, 1100] expected", good));
