@@ -54,27 +54,37 @@ static void repeat(float *table, int64_t period, int64_t C) {
 
 /* ---- forward ----------------------------------------------------------------------------------------------------- */
 
+/* sum[i] += EXPR(v, mean[i]) over the periods of n elements: four periods at a time, so that `sum` is loaded and stored once for four. */
+#define ADD_PERIODS(bf16, EXPR)                                                                                 \
+  do {                                                                                                          \
+    int64_t at = 0;                                                                                             \
+    for (; at + 4 * period <= n; at += 4 * period)                                                              \
+      for (int64_t i = 0; i < period; i++) {                                                                    \
+        const int64_t j = at + i;                                                                               \
+        sum[i] += (EXPR(cpu_load(x, bf16, j), mean[i]) + EXPR(cpu_load(x, bf16, j + period), mean[i])) +        \
+                  (EXPR(cpu_load(x, bf16, j + 2 * period), mean[i]) + EXPR(cpu_load(x, bf16, j + 3 * period), mean[i])); \
+      }                                                                                                         \
+    for (; at < n; at += period) {                                                                              \
+      const int64_t len = n - at < period ? n - at : period;                                                    \
+      for (int64_t i = 0; i < len; i++) sum[i] += EXPR(cpu_load(x, bf16, at + i), mean[i]);                     \
+    }                                                                                                           \
+  } while (0)
+#define VALUE(v, mean) (v)
+#define SQUARE(v, mean) (((v) - (mean)) * ((v) - (mean)))
+
 /* Mean and sum of squared deviations per channel of one piece of n elements: two passes over what is in the cache. */
 CPU_CLONES static void piece_stats(const void *x, bool bf16, int64_t n, int64_t period, int64_t C, float *restrict sum, float *restrict mean,
                                    float *slot) {
-#define PASS(EXPR)                                                                   \
-  for (int64_t at = 0; at < n; at += period) {                                       \
-    const int64_t len = n - at < period ? n - at : period;                           \
-    if (bf16) {                                                                      \
-      for (int64_t i = 0; i < len; i++) { const float v = cpu_load(x, true, at + i); sum[i] += EXPR; }  \
-    } else {                                                                         \
-      for (int64_t i = 0; i < len; i++) { const float v = cpu_load(x, false, at + i); sum[i] += EXPR; } \
-    }                                                                                \
-  }
   memset(sum, 0, sizeof *sum * (size_t)period);
-  PASS(v)
+  if (bf16) ADD_PERIODS(true, VALUE);
+  else ADD_PERIODS(false, VALUE);
   fold(sum, period, C, mean);
   for (int64_t c = 0; c < C; c++) slot[c] = mean[c] = mean[c] * ((float)C / (float)n);
   repeat(mean, period, C);
   memset(sum, 0, sizeof *sum * (size_t)period);
-  PASS((v - mean[i]) * (v - mean[i]))
+  if (bf16) ADD_PERIODS(true, SQUARE);
+  else ADD_PERIODS(false, SQUARE);
   fold(sum, period, C, slot + C);
-#undef PASS
 }
 
 /* Pieces and channels of one group joined (Chan et al. 1983), in double. */
