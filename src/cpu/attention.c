@@ -351,6 +351,7 @@ static void forward(const struct job *j, const int32_t *range, int h, int64_t n0
   bool banded = is_banded(j);
   int64_t *key_row = (int64_t *)(mem + j->z.rows);
   keys_seen(j, range[3], n0, n1 - 1, &lo, &hi);
+  lo = lo / 32 * 32; /* panels begin at the same keys whatever the block */
   int64_t M = hi - lo, keys = pad_to(M, 16), v_panel = 32 * words(f, keys);
   for (int64_t m = 0; m < M; m++) key_row[m] = ((range[2] + lo + m) * j->K + h) * E;
   f->pack_columns(j->k->data, j->bf16, key_row, M, E, mem + j->z.kt);
@@ -401,7 +402,18 @@ static void forward(const struct job *j, const int32_t *range, int h, int64_t n0
 
 enum { LEAST_ROWS = 128 };
 
-/* Few sequences on many threads: each one's queries are cut into blocks. By shapes alone, so that the cut is the same each step. */
+/* Few sequences on many threads: each one's queries are cut into blocks of whole tiles, so that a tile has the same rows and
+ * results have the same bits however many blocks there are. */
+static int64_t block_start(const struct job *j, int64_t queries, int64_t blocks, int64_t block) {
+  int64_t R = tile_rows(j->E), unit = R;
+  for (int64_t a = j->group, b = R; b;) { /* unit = R / gcd(R, group): that many queries are whole tiles */
+    int64_t rest = a % b;
+    a = b, b = rest, unit = R / a;
+  }
+  int64_t start = cpu_cut((queries + unit - 1) / unit, blocks, block) * unit;
+  return start < queries ? start : queries;
+}
+
 static int64_t blocks_of(const fd_ctx *ctx, const struct job *j, int64_t S) {
   int64_t most = (j->max_q * j->group + LEAST_ROWS - 1) / LEAST_ROWS, want = S > 0 ? (2 * ctx->n_threads + S * j->K - 1) / (S * j->K) : 1;
   if (ctx->n_threads == 1) want = 1;
@@ -425,7 +437,7 @@ fd_status cpu_attention_fwd(fd_ctx *ctx, const struct fd_attention_fwd_args *a) 
   #pragma omp parallel for schedule(static, 1) num_threads(ctx->n_threads) if (tasks > 1)
   for (int64_t t = 0; t < tasks; t++) {
     const int32_t *range = ranges + t / blocks / a->K * 4;
-    int64_t n0 = cpu_cut(range[1], blocks, t % blocks), n1 = cpu_cut(range[1], blocks, t % blocks + 1);
+    int64_t n0 = block_start(&j, range[1], blocks, t % blocks), n1 = block_start(&j, range[1], blocks, t % blocks + 1);
     if (n1 > n0)
       forward(&j, range, (int)(t / blocks % a->K), n0, n1, scratch + omp_get_thread_num() * j.z.total, a->o, a->lse->data);
   }
