@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// matmul on oneDNN. Two ways, chosen by shape (measured, see doc/measurements):
+// matmul on oneDNN. Two ways, chosen by shape (measured; tests/bench_kernels shows the rates):
 //   blocked  a primitive of fixed shape (oneDNN's "brg"). Best where both operands fit in cache, and for bf16 results.
 //            With a count: primitives of 64, 128, 256, ... rows, and the rest by gemm.
 //   gemm     row counts known at run time, f32 sums. Best for large operands, for sums over rows, for counts. A bf16 result
@@ -40,8 +40,7 @@ static struct shape shape_of(const struct fd_matmul_args *a) {
 
 /* ---- which way ------------------------------------------------------------------------------------------------------ */
 
-static bool blocked_pays(const struct cpu_dnnl *d_, bool has_bf16, const struct shape *s) {
-  (void)d_;
+static bool blocked_pays(bool has_bf16, const struct shape *s) {
   if (s->type == FD_BF16 && !has_bf16) return false;
   if (s->M < 1 || s->N < 1 || s->K < 1) return false;
   if (s->bias && s->bias_type == FD_BF16 && s->type == FD_F32) return false; /* oneDNN has no such bias */
@@ -244,7 +243,7 @@ fd_status cpu_matmul_prepare(fd_ctx *ctx, const struct fd_matmul_args *a, size_t
   CPU_CHECK(matmul, bias, !a->bias || fd_tensor_numel(a->bias) == s.N, "[%lld]", (long long)s.N);
   FD_TRY(cpu_dnnl(ctx, &d));
   struct blocks z = blocks_of(&s, cpu_dnnl_has_bf16(d));
-  bool blocked = blocked_pays(d, cpu_dnnl_has_bf16(d), &s) && !(s.ta && a->count);
+  bool blocked = blocked_pays(cpu_dnnl_has_bf16(d), &s) && !(s.ta && a->count);
   size_t need = 0;
   if (!blocked || a->count) need = z.c_bytes + z.a_bytes + z.b_bytes;
   if (s.type == FD_BF16 && cpu_dnnl_has_bf16(d) && (!blocked || a->count) && s.M > 0 && s.N > 0 && s.K > 0) {
@@ -293,7 +292,7 @@ fd_status cpu_matmul(fd_ctx *ctx, const struct fd_matmul_args *m) {
       }
     goto done;
   }
-  if (blocked_pays(d, cpu_dnnl_has_bf16(d), &s) && !(s.ta && m->count)) {
+  if (blocked_pays(cpu_dnnl_has_bf16(d), &s) && !(s.ta && m->count)) {
     if (!m->count) {
       st = run_blocked(ctx, d, m, &s, 0, s.M);
       goto done;
