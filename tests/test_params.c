@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/config.h"
 #include "cpu/cpu.h"
 #include "model/model.h"
 
@@ -240,7 +241,41 @@ static void test_load(void) {
   rmdir(folder);
 }
 
+/* The DiT that options ask for, over the text encoder's config.json. */
+static fd_status from_options(const char *options, int64_t text_width, fd_model **m) {
+  fd_config *config = NULL;
+  json_t *json = NULL, *base = json_pack("{s:s,s:I,s:i,s:i,s:i,s:i,s:s,s:n}", "model_type", "gemma", "hidden_size", (json_int_t)text_width,
+                                         "intermediate_size", 16384, "num_attention_heads", 8, "num_key_value_heads", 1, "head_dim", 256,
+                                         "hidden_act", "gelu", "hidden_activation");
+  fd_status st = fd_config_create(&config);
+  if (st == FD_OK) st = fd_config_read_text(config, options, "test");
+  if (st == FD_OK) st = fd_dit_config(fd_config_options(config), base, &json);
+  if (st == FD_OK) st = fd_model_create("DiT", json, m);
+  json_decref(json);
+  json_decref(base);
+  fd_config_destroy(&config);
+  return st;
+}
+
+static void test_options(void) {
+  fd_model *m = NULL;
+  CHECK(from_options("model = { base_config_override = { hidden_size = 2048; head_dim = 128; intermediate_size = 8192;"
+                     " num_attention_heads = 16; num_key_value_heads = 4; }; };", 2048, &m) == FD_OK);
+  if (m) CHECK(fd_params_total(m->params) == 2660490816LL && m->dims.max_side == 64 && m->dims.layers == 30);
+  fd_model_destroy(&m);
+  CHECK(from_options("model = { dit_hidden_size = 40; dit_num_hidden_layers = 2; text_hidden_size = 0; pos_embed = \"2d-rope\";"
+                     " timestep_conditioning = \"\"; patch_size = 1; };", 72, &m) == FD_OK);
+  if (m) {
+    CHECK(m->dims.width == 40 && m->dims.text_width == 72 && m->dims.patch == 1 && m->dims.max_side == 0);
+    CHECK(fd_params_find(m->params, "timestep_embedder.0.weight") < 0); /* "" is null: no time */
+    CHECK(fd_params_row(m->params, fd_params_find(m->params, "layers.1.mlp.up_proj.weight"))->shape[0] == 16384); /* as in model.base */
+  }
+  fd_model_destroy(&m);
+  CHECK(from_options("model = { text_hidden_size = 99; };", 72, &m) == FD_ERR_CONFIG && strstr(fd_status_message(), "model.text_hidden_size is 99"));
+}
+
 int main(void) {
+  test_options();
   test_layout();
   test_production();
   test_init();
