@@ -9,6 +9,7 @@
 #include <stdlib.h>
 
 #include "io/safetensors.h"
+#include "comm/comm.h"
 #include "graph/build.h"
 #include "model/classes.h"
 
@@ -149,6 +150,13 @@ static float *largest_row(const fd_params *p) {
   return malloc((size_t)most * sizeof(float));
 }
 
+/* Shared weights are there for all when all have come here. */
+static fd_status finish(struct fd_comm *share, fd_status st) {
+  if (!share) return st;
+  st = fd_agree(share, st);
+  return st == FD_OK ? fd_comm_node_barrier(share) : st;
+}
+
 fd_status fd_model_load(fd_model *m, const char *dir, fd_model_set *set, void *user) {
   fd_status st = FD_OK;
   fd_params *p = m->params;
@@ -158,6 +166,8 @@ fd_status fd_model_load(fd_model *m, const char *dir, fd_model_set *set, void *u
   int *from = malloc((size_t)(n ? n : 1) * sizeof *from);
   struct names missing = {0}, unknown = {0}, shapes = {0};
   char a[128], b[128];
+  bool writes;
+  struct fd_comm *share = fd_params_shared(p, &writes);
   if (!set) set = plain_set;
   if (!from) FD_TRY(FD_FAIL(FD_ERR_NOMEM, "%s: no memory", dir));
   FD_TRY(fd_safetensors_open(dir, &file));
@@ -194,7 +204,7 @@ fd_status fd_model_load(fd_model *m, const char *dir, fd_model_set *set, void *u
   }
   values = largest_row(p);
   if (!values) FD_TRY(FD_FAIL(FD_ERR_NOMEM, "%s: no memory for its largest tensor", dir));
-  for (int i = 0; i < n; i++) {
+  for (int i = 0; i < n && writes; i++) {
     if (from[i] < 0) FD_TRY(fd_params_init_row(p, i, 0, values));
     else FD_TRY(fd_safetensors_read(file, from[i], values));
     FD_TRY(set(user, p, i, values));
@@ -203,21 +213,23 @@ done:
   free(values);
   fd_safetensors_close(&file);
   free(from);
-  return st;
+  return finish(share, st);
 }
 
 fd_status fd_model_init(fd_model *m, uint64_t seed, fd_model_set *set, void *user) {
   fd_status st = FD_OK;
+  bool writes;
+  struct fd_comm *share = fd_params_shared(m->params, &writes);
   float *values = largest_row(m->params);
   if (!set) set = plain_set;
   if (!values) FD_TRY(FD_FAIL(FD_ERR_NOMEM, "%s: no memory for its largest tensor", m->name));
-  for (int i = 0; i < fd_params_count(m->params); i++) {
+  for (int i = 0; i < fd_params_count(m->params) && writes; i++) {
     FD_TRY(fd_params_init_row(m->params, i, seed, values));
     FD_TRY(set(user, m->params, i, values));
   }
 done:
   free(values);
-  return st;
+  return finish(share, st);
 }
 
 /* ---- graphs, by class ------------------------------------------------------------------------------------------------ */

@@ -56,7 +56,7 @@ fd_status fd_model_create(const char *name, const json_t *json, fd_model **out);
 fd_status fd_model_open(const char *dir, fd_model **out);
 void fd_model_destroy(fd_model **m);
 
-/** Fill every row from the safetensors of a folder, on one rank. The table is laid out and has memory. One error lists all tensors that are missing,
+/** Fill every row from the safetensors of a folder. Local, or collective if the table is shared (fd_params_share). The table is laid out and has memory. One error lists all tensors that are missing,
  *  unknown or of another shape. `set` receives each row as f32 (NULL: fd_params_set), so that a master copy can be filled too. */
 typedef fd_status fd_model_set(void *user, fd_params *p, int row, const float *values);
 fd_status fd_model_load(fd_model *m, const char *dir, fd_model_set *set, void *user);

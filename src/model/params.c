@@ -7,7 +7,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/log.h"
 #include "base/rng.h"
+#include "comm/comm.h"
 
 #define ALIGN_ELEMENTS 64
 
@@ -34,6 +36,8 @@ struct fd_params {
   fd_dtype dtype;
   char *flat, *frozen_f32, *frozen;
   float *grad;
+  fd_comm *share;    /* borrowed; set: frozen memory is one per node */
+  fd_shared *shared; /* owned; NULL: private memory after all */
   /* values */
   struct value *value;
   int n_values, cap_values;
@@ -67,10 +71,11 @@ void fd_params_destroy(fd_params **table) {
   }
   for (int i = 0; i < p->n_values; i++) value_free(p, &p->value[i]);
   if (p->ctx) {
-    void *const owned[] = {p->flat, p->frozen_f32, p->frozen, p->grad};
-    for (int i = 0; i < 4; i++)
+    void *const owned[] = {p->flat, p->grad, p->frozen_f32, p->frozen};
+    for (int i = 0; i < (p->shared ? 2 : 4); i++)
       if (owned[i]) p->ctx->backend->free(p->ctx, owned[i]);
   }
+  fd_shared_destroy(&p->shared);
   free(p->with_grads);
   free(p->value);
   free(p->row);
@@ -186,6 +191,28 @@ int64_t fd_params_total(const fd_params *p) {
 
 void fd_params_set_type(fd_params *p, fd_dtype dtype) { p->dtype = dtype; }
 
+void fd_params_share(fd_params *p, struct fd_comm *comm) { p->share = comm; }
+
+struct fd_comm *fd_params_shared(const fd_params *p, bool *writes) {
+  *writes = !p->shared || p->share->node_rank == 0;
+  return p->shared ? p->share : NULL;
+}
+
+/* One piece of memory per node for both kinds of frozen rows; private memory if there is none. Collective. */
+static fd_status share_frozen(fd_params *p) {
+  const size_t f32_bytes = (size_t)p->frozen_f32_numel * sizeof(float), bytes = fd_params_frozen_bytes(p, p->dtype);
+  fd_status st = fd_shared_create(p->share, bytes, &p->shared);
+  if (st == FD_ERR_NOMEM) {
+    if (p->share->node_rank == 0) fd_log_warn("%s: %s; each rank keeps its own copy of the weights", p->model, fd_status_message());
+    p->shared = NULL;
+    return FD_OK;
+  }
+  if (st != FD_OK) return st;
+  p->frozen_f32 = p->shared->data;
+  p->frozen = p->frozen_f32 + f32_bytes; /* a multiple of 64 elements: aligned */
+  return FD_OK;
+}
+
 fd_status fd_params_alloc(fd_params *p, fd_ctx *ctx, fd_dtype dtype, bool want_grad) {
   fd_status st = FD_OK;
   if (!p->laid_out || p->has_memory) FD_TRY(FD_FAIL(FD_ERR_ARG, "%s: memory needs a layout, and is given once", p->model));
@@ -193,6 +220,9 @@ fd_status fd_params_alloc(fd_params *p, fd_ctx *ctx, fd_dtype dtype, bool want_g
   p->ctx = ctx;
   p->has_memory = true;
   p->dtype = dtype;
+  const bool share = p->share && p->share->size > 1 && strcmp(ctx->backend->name, "cpu") == 0;
+  if (!share) p->share = NULL;
+  else FD_TRY(share_frozen(p));
   const struct {
     void **at;
     size_t bytes;
@@ -201,9 +231,9 @@ fd_status fd_params_alloc(fd_params *p, fd_ctx *ctx, fd_dtype dtype, bool want_g
               {(void **)&p->frozen, (size_t)p->frozen_numel * fd_dtype_bytes(dtype)},
               {(void **)&p->grad, want_grad ? (size_t)p->flat_numel * sizeof(float) : 0}};
   for (int i = 0; i < 4; i++)
-    if (want[i].bytes) FD_TRY(ctx->backend->alloc(ctx, want[i].bytes, want[i].at));
+    if (want[i].bytes && !*want[i].at) FD_TRY(ctx->backend->alloc(ctx, want[i].bytes, want[i].at));
 done:
-  return st;
+  return p->share ? fd_agree(p->share, st) : st;
 }
 
 void *fd_params_flat(const fd_params *p) { return p->flat; }

@@ -62,6 +62,12 @@ int64_t fd_params_total(const fd_params *p);
 /** The type that fd_params_alloc will be given, for graphs that are built before there is memory (plans). Before the first value is made. */
 void fd_params_set_type(fd_params *p, fd_dtype dtype);
 
+/** Before fd_params_alloc: the ranks of a node share one copy of the frozen weights where these lie in the host's memory. Then fd_params_alloc,
+ *  fd_model_load and fd_model_init are collective (same status everywhere), only one rank of a node reads and writes them, and
+ *  fd_params_destroy is collective too. Without enough shared memory each rank keeps its own copy, and the log says so. */
+void fd_params_share(fd_params *p, struct fd_comm *comm);
+/** NULL if nothing is shared; else the communicator to agree over. *writes: does this rank fill the frozen weights? */
+struct fd_comm *fd_params_shared(const fd_params *p, bool *writes);
 /** Memory. Compute weights: flat (trainable rows, type `dtype`) and frozen (f32 rows of one dimension, `dtype` the others;
  *  each row's own type: fd_params_dtype). Allocates on the context's device; owned by the table. The flat f32 gradient
  *  buffer exists if the table is trainable and want_grad. */

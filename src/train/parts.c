@@ -129,6 +129,8 @@ fd_status fd_parts_load(struct fd_parts *p, fd_ctx *ctx, fd_comm *comm) {
 
 fd_status fd_parts_load_frozen(struct fd_parts *p, fd_ctx *ctx, fd_comm *comm) {
   fd_status st = FD_OK;
+  fd_params_share(p->text_encoder->params, comm); /* one copy per node, read once */
+  fd_params_share(p->vae->params, comm);
   FD_TRY(fd_params_alloc(p->text_encoder->params, ctx, p->dtype, false));
   FD_TRY(fd_params_alloc(p->vae->params, ctx, p->dtype, false));
   FD_TRY(fd_model_load(p->text_encoder, p->text_dir, NULL, NULL));
