@@ -1,17 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// The data path on one thread: a JPEG of 512 x 512 (quality 90, about 100 KiB) to 256 x 256 pixels, a caption of some 60 words to ids.
-// bench_data [TOKENIZER FOLDER]. Prints pictures per second of processor time. Not a test.
-#include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+// Data path: pictures per CPU second from tars of JPEGs (quality 90, made here) to tokens and pixels, with its parts.
+// bench_data [SIDE [RESOLUTION [SECONDS]]]; built by `make tests/bench_data`.
 #include <time.h>
 
 #include "base/rng.h"
-#include "io/image.h"
-#include "io/tokenizer.h"
+#include "datatest.h"
+#include "io/loader.h"
 
-enum { SIDE = 512, R = 256, PICTURES = 16, ROUNDS = 12 };
+enum { N = 64, BATCH = 16 };
 
 static double cpu_s(void) {
   struct timespec t;
@@ -19,62 +15,104 @@ static double cpu_s(void) {
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* Smooth shapes with texture, so that the file is about as large as a photograph's. */
-static void draw(int seed, unsigned char *rgb) {
-  for (int y = 0; y < SIDE; y++)
-    for (int x = 0; x < SIDE; x++) {
-      float z[4];
-      fd_rng_normal4((uint64_t)seed, FD_RNG_SYNTHETIC, (uint64_t)y, (uint32_t)x, z);
-      for (int k = 0; k < 3; k++) {
-        double v = 128 + 60 * sin(0.01 * x * (seed + 1) + k) + 40 * cos(0.023 * y + 0.01 * x) + 9 * (double)z[k];
-        rgb[(y * SIDE + x) * 3 + k] = (unsigned char)fmin(255, fmax(0, v));
-      }
+/* Smooth shapes with texture: about 0.4 bytes a pixel, as photographs have at this quality. */
+static void draw(uint8_t *rgb, int side, int i) {
+  for (int y = 0; y < side; y++)
+    for (int x = 0; x < side; x++) {
+      uint32_t r[4];
+      const int shape = ((x + 13 * i) / 37 + (y + 7 * i) / 53) % 5;
+      if ((x & 3) == 0) fd_rng_block(1, FD_RNG_SYNTHETIC, (uint64_t)i, (uint32_t)(y * side + x), r);
+      for (int c = 0; c < 3; c++) rgb[((size_t)y * (size_t)side + (size_t)x) * 3 + (size_t)c] = (uint8_t)(60 + 30 * shape + 10 * c + (int)(r[x & 3] >> (8 * c) & 31));
     }
 }
 
 int main(int argc, char **argv) {
-  static const char caption[] =
-      "A wide view over a quiet harbour at dusk, where small wooden boats with red and blue hulls lie beside a stone pier, their ropes loose on "
-      "the water; behind them low white houses climb a hill under a sky of orange and violet clouds, and a single lamp at the end of the pier "
-      "throws a long reflection towards the camera.";
-  const char *folder = argc > 1 ? argv[1] : "input/demo/tokenizer";
-  unsigned char *rgb = malloc(SIDE * SIDE * 3), *out = malloc(R * R * 3);
-  void *jpeg[PICTURES];
-  size_t bytes[PICTURES], all = 0;
-  fd_tokenizer *tokenizer = NULL;
-  fd_image image = {0};
-  double decode = 0, fit = 0, tokens = 0, best = 1e30;
-  int32_t ids[1024];
-  if (!rgb || !out) return 7;
-  if (fd_tokenizer_open(folder, &tokenizer) != FD_OK) {
-    fprintf(stderr, "bench_data: %s\n", fd_status_message());
-    return 3;
+  const int side = argc > 1 ? atoi(argv[1]) : 512, R = argc > 2 ? atoi(argv[2]) : 256;
+  const double seconds = argc > 3 ? atof(argv[3]) : 2.0;
+  static const char caption[] = "a large red circle on a blue background, left; a small green star on a white background, top; a large yellow ring on a black "
+                                "background, center; a small purple cross on an orange background, bottom; a large white square on a green background, right.";
+  fd_comm *comm = NULL;
+  fd_tokenizer *t = NULL;
+  fd_prompt *prompt = NULL;
+  fd_dataset *d = NULL;
+  fd_loader *l = NULL;
+  char folder[4096];
+  const char *top = getenv("top_srcdir");
+  if (side < 16 || R < 1 || fd_comm_create(&comm) != FD_OK) return 1;
+  dt_open(comm);
+  uint8_t *rgb = malloc((size_t)side * (size_t)side * 3);
+  fd_tar_writer *w = NULL;
+  int64_t total = 0;
+  CHECK(rgb && fd_tar_writer_create(dt_path("bench.tar"), &w) == FD_OK);
+  for (int i = 0; i < N && !failed; i++) {
+    char name[32];
+    void *bytes;
+    size_t n;
+    draw(rgb, side, i);
+    CHECK(fd_image_encode_jpeg(rgb, side, side, 90, &bytes, &n) == FD_OK);
+    snprintf(name, sizeof name, "%03d.jpg", i);
+    CHECK(fd_tar_writer_add(w, name, bytes, n) == FD_OK);
+    snprintf(name, sizeof name, "%03d.txt", i);
+    dt_add_text(w, name, caption);
+    total += (int64_t)n;
+    free(bytes);
   }
-  for (int i = 0; i < PICTURES; i++) {
-    draw(i, rgb);
-    if (fd_image_encode_jpeg(rgb, SIDE, SIDE, 90, &jpeg[i], &bytes[i]) != FD_OK) return 4;
-    all += bytes[i];
-  }
-  for (int round = 0; round < ROUNDS; round++) {
-    double t0 = cpu_s(), d = 0, f = 0, k = 0;
-    for (int i = 0; i < PICTURES; i++) {
-      double a = cpu_s();
-      if (fd_image_decode(jpeg[i], bytes[i], 0, &image) != FD_IMAGE_KEPT) return 4;
-      double b = cpu_s();
-      if (fd_image_fit(&image, R, NULL, out) != FD_OK) return 4;
-      double c = cpu_s();
-      fd_tokenizer_encode(tokenizer, caption, sizeof caption - 1, true, ids, 1024);
-      d += b - a, f += c - b, k += cpu_s() - c;
-    }
-    const double s = cpu_s() - t0;
-    if (s < best) best = s, decode = d, fit = f, tokens = k;
-  }
-  printf("%.0f pictures per second of processor time (best of %d rounds of %d; %zu KiB each)\n", PICTURES / best, ROUNDS, PICTURES, all / PICTURES / 1024);
-  printf("ms per picture: decode %.2f, resize and crop %.2f, tokens %.2f\n", 1e3 * decode / PICTURES, 1e3 * fit / PICTURES, 1e3 * tokens / PICTURES);
-  for (int i = 0; i < PICTURES; i++) free(jpeg[i]);
-  fd_image_free(&image);
-  fd_tokenizer_destroy(&tokenizer);
   free(rgb);
+  CHECK(fd_tar_writer_close(&w) == FD_OK);
+  snprintf(folder, sizeof folder, "%s/input/demo/tokenizer", top ? top : ".");
+  CHECK(fd_tokenizer_open(folder, &t) == FD_OK);
+  CHECK(t && fd_prompt_create(t, &(struct fd_prompt_config){.max_prompt_length = 256}, &prompt) == FD_OK);
+  const char *path = dt_path("bench.tar");
+  const struct fd_dataset_config config = {.paths = &path, .n_paths = 1, .image_column = "jpg", .caption_columns = {"txt", ""}, .index_path = dt_path("bench.h5")};
+  CHECK(fd_dataset_open(comm, &config, &d) == FD_OK);
+
+  printf("%d JPEGs of %d x %d, %.0f KiB each, to %d x %d and tokens, one thread\n", N, side, side, (double)total / N / 1024, R, R);
+  for (int fast = 0; fast < 2 && !failed; fast++) {
+    const struct fd_loader_config c = {.dataset = d, .prompt = prompt, .resolution = R, .micros = 1, .global_batch = BATCH, .count = BATCH, .center_crop = true,
+                                       .fast_jpeg = fast, .max_bad_fraction = 0};
+    struct fd_batch b;
+    int64_t step = 0, tokens = 0;
+    CHECK(fd_loader_create(&c, &l) == FD_OK && fd_loader_get(l, step, 0, &b, NULL) == FD_OK); /* warm */
+    const double t0 = cpu_s();
+    double used = 0;
+    while (!failed && used < seconds) {
+      CHECK(fd_loader_get(l, ++step, 0, &b, NULL) == FD_OK);
+      tokens += b.total;
+      used = cpu_s() - t0;
+    }
+    printf("%-22s %8.1f images per CPU second (%.2f ms each, %.0f tokens)\n", fast ? "data.fast_jpeg = true" : "exact", (double)(step * BATCH) / used,
+           1e3 * used / (double)(step * BATCH), (double)tokens / (double)(step * BATCH));
+    fd_loader_destroy(&l);
+  }
+  /* the parts */
+  struct fd_sample s = {0};
+  fd_image img = {0};
+  uint8_t *out = malloc((size_t)R * (size_t)R * 3);
+  int32_t ids[512];
+  double part[4] = {0};
+  int64_t n = 0;
+  for (double used = 0; !failed && out && used < seconds; n++) {
+    const double t0 = cpu_s();
+    CHECK(fd_dataset_read(d, n % N, 1, &s) == FD_BAD_NONE);
+    const double t1 = cpu_s();
+    CHECK(fd_image_decode(s.image, s.image_bytes, 0, &img) == FD_IMAGE_KEPT);
+    const double t2 = cpu_s();
+    CHECK(fd_image_fit(&img, R, NULL, out) == FD_OK);
+    const double t3 = cpu_s();
+    CHECK(fd_prompt_encode(prompt, s.caption[0], (size_t)s.caption_bytes[0], ids) > 0);
+    const double t4 = cpu_s();
+    part[0] += t1 - t0, part[1] += t2 - t1, part[2] += t3 - t2, part[3] += t4 - t3;
+    used += t4 - t0;
+  }
+  printf("parts in ms: read %.3f, decode %.3f, resize %.3f, tokenize %.3f\n", 1e3 * part[0] / (double)n, 1e3 * part[1] / (double)n, 1e3 * part[2] / (double)n,
+         1e3 * part[3] / (double)n);
   free(out);
-  return 0;
+  fd_sample_free(&s);
+  fd_image_free(&img);
+  fd_dataset_destroy(&d);
+  fd_prompt_destroy(&prompt);
+  fd_tokenizer_destroy(&t);
+  dt_close(comm);
+  fd_comm_destroy(&comm);
+  return failed;
 }
