@@ -358,7 +358,8 @@ static fd_status sample(struct job *j) {
   const double t0 = now();
   snprintf(name, sizeof name, "samples/step-%lld", (long long)j->at);
   FD_TRY(path_in(j, name, dir, sizeof dir));
-  FD_TRY(make_folder(dir));
+  st = make_folder(dir);
+  FD_TRY(fd_agree(j->comm, st));
   FD_TRY(fd_optim_use_ema(optim, true));
   FD_TRY(fd_sample_prompts(j->sampler, j->comm, j->opt->gen.val_prompt.n, j->opt->gen.val_prompt.at, (int)j->opt->gen.n_samples,
                            (uint64_t)j->opt->gen.seed, dir, false, NULL, NULL));
