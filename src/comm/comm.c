@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "base/log.h"
@@ -439,6 +440,18 @@ double fd_comm_take_wait_s(fd_comm *comm) {
   return s;
 }
 
+/* Open MPI keeps windows in files of this folder. If one does not fit it fails on one rank only, and the others wait for ever: so ask first. */
+static fd_status enough_shared_memory(size_t bytes) {
+  const size_t margin = (size_t)1 << 20;
+  const char *folder = getenv("OMPI_MCA_osc_sm_backing_directory");
+  struct statvfs info;
+  if (!folder) folder = "/dev/shm";
+  if (statvfs(folder, &info) != 0) return FD_OK; /* it will choose another */
+  const size_t free_bytes = (size_t)info.f_bavail * info.f_frsize;
+  if (free_bytes >= bytes + margin) return FD_OK;
+  return FD_FAIL(FD_ERR_NOMEM, "%s has %zu bytes free, shared memory of %zu is wanted", folder, free_bytes, bytes);
+}
+
 fd_status fd_shared_create(fd_comm *comm, size_t bytes, fd_shared **out) {
   fd_status st = FD_OK;
   MPI_Aint n = 0;
@@ -460,6 +473,7 @@ fd_status fd_shared_create(fd_comm *comm, size_t bytes, fd_shared **out) {
     fd_status mine = s->impl ? FD_OK : FD_FAIL(FD_ERR_NOMEM, "no memory for a shared buffer");
     FD_TRY(fd_agree(comm, mine));
     s->impl->win = MPI_WIN_NULL;
+    FD_TRY(fd_agree(comm, comm->node_rank == 0 ? enough_shared_memory(bytes) : FD_OK));
     void *base = NULL;
     int rc = MPI_Win_allocate_shared(comm->node_rank == 0 ? (MPI_Aint)bytes + 64 : 0, 1, MPI_INFO_NULL, comm->impl->node, &base,
                                      &s->impl->win);
