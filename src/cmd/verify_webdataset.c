@@ -157,14 +157,17 @@ fd_status fd_verify_webdataset(struct fd_verify *v) {
       if (!same_text(status, "lost", 4)) fd_verify_report(v, record, INFINITY, 0, false, "kept without picture or caption: a wrong record");
       continue;
     }
+    /* the record names the tar of the first member, which may be one that is not read: the others lie there or behind */
     struct fd_sample_info info = {0};
-    const char *path = "?";
+    bool same = false;
     if (at < fd_dataset_samples(d)) {
       fd_dataset_info(d, at, &info);
-      path = fd_dataset_shard_path(d, info.image.shard, NULL);
+      const int64_t first = info.image.shard < info.caption[0].shard ? info.image.shard : info.caption[0].shard;
+      for (int64_t k = 0; k <= first && shard; k++) {
+        const char *file = strrchr(fd_dataset_shard_path(d, k, NULL), '/');
+        if (file && strcmp(file + 1, shard) == 0) same = same_text(key, info.key, (size_t)info.key_bytes);
+      }
     }
-    const char *file = strrchr(path, '/');
-    const bool same = same_text(key, info.key ? info.key : "", (size_t)info.key_bytes) && shard && file && strcmp(file + 1, shard) == 0;
     if (!same) {
       const bool either = json_object_get(value, "free") != NULL; /* a whole tar that may be refused */
       fd_verify_report(v, record, either ? 0 : INFINITY, 0, either, "not found%s", either ? " (either is right)" : "");
