@@ -67,15 +67,19 @@ fd_status fd_dataset_file_create_data(const char *path, int64_t bytes, int64_t *
 /** Whether `path` is an index of exactly these tars, unchanged, for these columns. *why (static text) says what differs. Local. */
 bool fd_dataset_file_fits(const char *path, const struct fd_dataset_about *about, const char **why);
 
+/* HDF5 puts small tables anywhere: a mapped one need not be aligned. */
+typedef int64_t fd_mapped_i64 __attribute__((aligned(1)));
+typedef int32_t fd_mapped_i32 __attribute__((aligned(1)));
+
 /** The tables of one file, mapped. */
 struct fd_dataset_map {
   bool pack;
   int64_t n, n_shards;
   struct fd_place_columns {
-    const int32_t *shard; /* NULL: the file has no such column */
-    const int64_t *offset, *bytes;
+    const fd_mapped_i32 *shard; /* NULL: the file has no such column */
+    const fd_mapped_i64 *offset, *bytes;
   } image, caption[2];
-  const int64_t *key_offset;
+  const fd_mapped_i64 *key_offset;
   const char *key_text;
   int64_t key_text_bytes;
   struct fd_shard_info *shards; /* owned, paths too */
