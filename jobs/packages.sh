@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Packages of Debian 12 that building and testing need, installed in one call where that is possible; else those that are
 # missing are named. Used by jobs/quickstart.sh and tests/run.sh.
-wanted="gcc g++ make autoconf automake pkg-config git openmpi-bin libopenmpi-dev libhdf5-openmpi-dev hdf5-tools libdnnl-dev
+wanted="gcc g++ make autoconf automake pkg-config openmpi-bin libopenmpi-dev libhdf5-openmpi-dev hdf5-tools libdnnl-dev
     libconfig-dev libjansson-dev libarchive-dev libjpeg62-turbo-dev libpng-dev libwebp-dev libsentencepiece-dev liblapacke-dev
     librandom123-dev libcmocka-dev"
 
