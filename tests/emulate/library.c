@@ -73,8 +73,6 @@ TWIN(matmul)
 TWIN(conv2d_fwd)
 TWIN(conv2d_bwd_data)
 TWIN(conv2d_bwd_weights)
-TWIN(attention_fwd)
-TWIN(attention_bwd)
 
 /* The copy must outlive the request, so the sum is awaited at once. */
 fd_status cuda_reduce_start(fd_ctx *ctx, const struct fd_reduce_start_args *a) {
