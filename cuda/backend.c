@@ -26,6 +26,8 @@ size_t cuda_rmsnorm_bwd_scratch(const struct fd_rmsnorm_bwd_args *a);
 size_t cuda_heads_bwd_scratch(const struct fd_heads_bwd_args *a);
 size_t cuda_colsum_scratch(const struct fd_colsum_args *a);
 size_t cuda_sumsq_scratch(void);
+fd_status cuda_attention_prepare(enum fd_op op, const void *args, size_t *scratch_bytes);
+fd_status cuda_conv2d_prepare(fd_ctx *ctx, enum fd_op op, const void *args, size_t *scratch_bytes);
 
 static fd_status cuda_prepare(fd_ctx *ctx, enum fd_op op, const void *args, size_t *scratch_bytes) {
   fd_status st = fd_op_check(op, args);
@@ -36,12 +38,12 @@ static fd_status cuda_prepare(fd_ctx *ctx, enum fd_op op, const void *args, size
     case FD_OP_heads_bwd: *scratch_bytes = cuda_heads_bwd_scratch(args); return FD_OK;
     case FD_OP_colsum: *scratch_bytes = cuda_colsum_scratch(args); return FD_OK;
     case FD_OP_sumsq: *scratch_bytes = cuda_sumsq_scratch(); return FD_OK;
-    case FD_OP_matmul:
     case FD_OP_conv2d_fwd:
     case FD_OP_conv2d_bwd_data:
-    case FD_OP_conv2d_bwd_weights:
+    case FD_OP_conv2d_bwd_weights: return cuda_conv2d_prepare(ctx, op, args, scratch_bytes);
     case FD_OP_attention_fwd:
-    case FD_OP_attention_bwd: return fd_cuda_library_prepare(ctx, op, args, scratch_bytes);
+    case FD_OP_attention_bwd: return cuda_attention_prepare(op, args, scratch_bytes);
+    case FD_OP_matmul: return fd_cuda_library_prepare(ctx, op, args, scratch_bytes);
     default: return FD_OK;
   }
 }

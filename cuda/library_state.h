@@ -9,11 +9,6 @@ fd_status fd_cuda_matmul_open(fd_ctx *ctx);
 void fd_cuda_matmul_close(fd_ctx *ctx);
 fd_status fd_cuda_matmul_prepare(fd_ctx *ctx, const struct fd_matmul_args *a, size_t *scratch_bytes);
 
-/** Convolutions and attention. */
-fd_status fd_cuda_dnn_open(fd_ctx *ctx);
-void fd_cuda_dnn_close(fd_ctx *ctx);
-fd_status fd_cuda_dnn_prepare(fd_ctx *ctx, enum fd_op op, const void *args, size_t *scratch_bytes);
-
 fd_status fd_cuda_collective_open(fd_ctx *ctx);
 void fd_cuda_collective_close(fd_ctx *ctx);
 

@@ -70,9 +70,6 @@ done:
 #define TWIN(name) \
   fd_status cuda_##name(fd_ctx *ctx, const struct fd_##name##_args *a) { return through_cpu(ctx, FD_OP_##name, a); }
 TWIN(matmul)
-TWIN(conv2d_fwd)
-TWIN(conv2d_bwd_data)
-TWIN(conv2d_bwd_weights)
 
 /* The copy must outlive the request, so the sum is awaited at once. */
 fd_status cuda_reduce_start(fd_ctx *ctx, const struct fd_reduce_start_args *a) {

@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: Apache-2.0
+// Convolution as a matrix product: the patches under the kernel are laid out as rows [pixels, I kh kw] (the order of the stored weights), a few
+// pictures at a time. Writing and reading the rows moves kh kw times the input, which is what bounds it: about a third of the matrix peak expected
+// for 128 channels, more for 512. 1x1 kernels need no rows.
+#include "cuda/device.cuh"
+#include "cuda/library.h"
+
+namespace {
+
+enum { BLOCK = 256 };
+const size_t MOST_ROWS_BYTES = (size_t)256 << 20;
+
+struct geometry {
+  int64_t H, W, I, Ho, Wo, kh, kw;
+  int stride, top, left;
+};
+
+/* rows[p, (i ky kx)] = x at the pixel that kernel element (ky, kx) of output pixel p reads, 0 outside */
+template <class T> __global__ void conv_rows(const T *x, T *rows, geometry g, int64_t n) {
+  const int64_t K = g.I * g.kh * g.kw;
+  for (int64_t e = (int64_t)blockIdx.x * BLOCK + threadIdx.x; e < n; e += (int64_t)BLOCK * gridDim.x) {
+    const int64_t p = e / K, k = e % K, i = k / (g.kh * g.kw), ky = k / g.kw % g.kh, kx = k % g.kw;
+    const int64_t b = p / (g.Ho * g.Wo), y = p / g.Wo % g.Ho * g.stride + ky - g.top, w = p % g.Wo * g.stride + kx - g.left;
+    rows[e] = y >= 0 && y < g.H && w >= 0 && w < g.W ? x[((b * g.H + y) * g.W + w) * g.I + i] : (T)0;
+  }
+}
+
+/* dx = sum over the kernel elements that read a pixel: a gather, so that the order is fixed */
+template <class T> __global__ void conv_gather(const T *rows, T *dx, bool acc, geometry g, int64_t n) {
+  const int64_t K = g.I * g.kh * g.kw;
+  for (int64_t e = (int64_t)blockIdx.x * BLOCK + threadIdx.x; e < n; e += (int64_t)BLOCK * gridDim.x) {
+    const int64_t i = e % g.I, w = e / g.I % g.W, y = e / (g.I * g.W) % g.H, b = e / (g.I * g.W * g.H);
+    float sum = acc ? fd::load(dx + e) : 0.0f;
+    for (int64_t ky = 0; ky < g.kh; ky++)
+      for (int64_t kx = 0; kx < g.kw; kx++) {
+        const int64_t oy = y + g.top - ky, ox = w + g.left - kx;
+        if (oy < 0 || ox < 0 || oy % g.stride || ox % g.stride || oy / g.stride >= g.Ho || ox / g.stride >= g.Wo) continue;
+        sum += fd::load(rows + ((b * g.Ho + oy / g.stride) * g.Wo + ox / g.stride) * K + (i * g.kh + ky) * g.kw + kx);
+      }
+    fd::store(dx + e, sum);
+  }
+}
+
+/* One convolution cut into chunks of pictures. */
+struct plan {
+  geometry g;
+  int64_t B, chunk, K, O;
+  bool direct; /* 1x1, stride 1, no padding: x itself has the rows */
+  size_t rows_bytes;
+};
+
+plan plan_of(const fd_tensor *x, const fd_tensor *y, const fd_tensor *w, int stride, int top, int left) {
+  plan p;
+  p.g = geometry{x->shape[1], x->shape[2], x->shape[3], y->shape[1], y->shape[2], w->shape[2], w->shape[3], stride, top, left};
+  p.B = x->shape[0];
+  p.O = w->shape[0];
+  p.K = p.g.I * p.g.kh * p.g.kw;
+  p.direct = p.g.kh == 1 && p.g.kw == 1 && stride == 1 && top == 0 && left == 0 && p.g.Ho == p.g.H && p.g.Wo == p.g.W;
+  const size_t one = (size_t)(p.g.Ho * p.g.Wo * p.K) * fd_dtype_bytes(x->dtype);
+  p.chunk = one ? (int64_t)(MOST_ROWS_BYTES / one) : p.B;
+  if (p.chunk < 1) p.chunk = 1;
+  if (p.chunk > p.B) p.chunk = p.B;
+  p.rows_bytes = p.direct ? 0 : (one * (size_t)p.chunk + 255) & ~(size_t)255;
+  return p;
+}
+
+fd_tensor matrix(void *data, int64_t rows, int64_t cols, fd_dtype dtype) {
+  fd_tensor t = {};
+  t.data = data;
+  t.ndim = 2;
+  t.shape[0] = rows;
+  t.shape[1] = cols;
+  t.dtype = dtype;
+  return t;
+}
+
+void *at(const fd_tensor *t, int64_t element) { return (char *)t->data + (size_t)element * fd_dtype_bytes(t->dtype); }
+
+/* The matrix product of n pictures: forward, data or weights. `rows` may be NULL while planning. */
+struct product {
+  fd_tensor a, b, c, bias;
+  struct fd_matmul_args args;
+};
+
+enum what { FORWARD, DATA, WEIGHTS };
+
+void product_of(product *m, enum what what, const plan &p, int64_t n, void *rows, const fd_tensor *y, void *y_at, const fd_tensor *w,
+                const fd_tensor *bias, unsigned acc) {
+  const int64_t pixels = n * p.g.Ho * p.g.Wo;
+  const fd_tensor r = matrix(rows, pixels, p.K, y->dtype), ym = matrix(y_at, pixels, p.O, y->dtype);
+  const fd_tensor wm = matrix(w->data, p.O, p.K, w->dtype);
+  *m = product{};
+  m->args.acc = acc;
+  if (what == FORWARD) {
+    m->a = r, m->b = wm, m->c = ym;
+    m->args.trans_b = 1;
+    if (bias) m->bias = *bias;
+  } else if (what == DATA) {
+    m->a = ym, m->b = wm, m->c = r;
+  } else {
+    m->a = ym, m->b = r, m->c = wm;
+    m->args.trans_a = 1;
+  }
+  m->args.a = &m->a, m->args.b = &m->b, m->args.c = &m->c;
+  m->args.bias = what == FORWARD && bias ? &m->bias : NULL;
+}
+
+fd_status prepare(fd_ctx *ctx, enum what what, const plan &p, const fd_tensor *y, const fd_tensor *w, const fd_tensor *bias, size_t *scratch) {
+  size_t most = 0;
+  const int64_t rest = p.chunk ? p.B % p.chunk : 0;
+  for (int last = 0; last < 2; last++) {
+    const int64_t n = last ? rest : p.chunk;
+    for (unsigned acc = 0; acc < 2 && n > 0; acc++) {
+      product m;
+      size_t bytes;
+      product_of(&m, what, p, n, NULL, y, NULL, w, bias, acc ? 16u : 0u);
+      fd_status st = fd_cuda_library_prepare(ctx, FD_OP_matmul, &m.args, &bytes);
+      if (st != FD_OK) return st;
+      if (bytes > most) most = bytes;
+    }
+  }
+  *scratch = p.rows_bytes + most;
+  return FD_OK;
+}
+
+template <class T> fd_status make_rows(fd_ctx *ctx, const plan &p, const T *x, T *rows, int64_t n) {
+  const int64_t count = n * p.g.Ho * p.g.Wo * p.K;
+  if (count == 0) return FD_OK;
+  return FD_CUDA(FD_LAUNCH(conv_rows<T>, fd::stride_blocks(ctx, count, BLOCK), BLOCK, 0, fd_cuda_stream(ctx), x, rows, p.g, count));
+}
+
+/* The product may use the scratch behind the rows. */
+fd_status multiply(fd_ctx *ctx, const plan &p, const product *m) {
+  fd_ctx inner = *ctx;
+  inner.scratch = (char *)ctx->scratch + p.rows_bytes;
+  inner.scratch_bytes = ctx->scratch_bytes - p.rows_bytes;
+  return cuda_matmul(&inner, &m->args);
+}
+
+fd_status rows_of(fd_ctx *ctx, const plan &p, const fd_tensor *x, int64_t first, int64_t n, void **rows) {
+  void *from = at(x, first * p.g.H * p.g.W * p.g.I);
+  *rows = p.direct ? from : ctx->scratch;
+  if (p.direct) return FD_OK;
+  return x->dtype == FD_BF16 ? make_rows(ctx, p, (const fd::bf16 *)from, (fd::bf16 *)*rows, n) : make_rows(ctx, p, (const float *)from, (float *)*rows, n);
+}
+
+template <class T> fd_status gather(fd_ctx *ctx, const plan &p, const T *rows, T *dx, bool acc, int64_t n) {
+  const int64_t count = n * p.g.H * p.g.W * p.g.I;
+  if (count == 0) return FD_OK;
+  return FD_CUDA(FD_LAUNCH(conv_gather<T>, fd::stride_blocks(ctx, count, BLOCK), BLOCK, 0, fd_cuda_stream(ctx), rows, dx, acc, p.g, count));
+}
+
+fd_status check(enum fd_op op, const fd_tensor *x, const fd_tensor *w, const fd_tensor *y, const char *wname, int stride, int top, int left, int bottom, int right) {
+  if (x->ndim != 4) return fd_op_wrong_slot(op, "x", x, "[B, H, W, I]");
+  if (y->ndim != 4) return fd_op_wrong_slot(op, "y", y, "[B, Ho, Wo, O]");
+  if (w->ndim != 4 || w->shape[1] != x->shape[3]) return fd_op_wrong_slot(op, wname, w, "[O, %lld, kh, kw]", (long long)x->shape[3]);
+  if (stride < 1 || top < 0 || left < 0 || bottom < 0 || right < 0) return fd_op_wrong_arg(op, "stride %d, padding %d %d %d %d", stride, top, left, bottom, right);
+  const int64_t Ho = (x->shape[1] + top + bottom - w->shape[2]) / stride + 1, Wo = (x->shape[2] + left + right - w->shape[3]) / stride + 1;
+  if (y->shape[0] != x->shape[0] || y->shape[1] != Ho || y->shape[2] != Wo || y->shape[3] != w->shape[0])
+    return fd_op_wrong_slot(op, "y", y, "[%lld, %lld, %lld, %lld]", (long long)x->shape[0], (long long)Ho, (long long)Wo, (long long)w->shape[0]);
+  return FD_OK;
+}
+
+}  // namespace
+
+extern "C" fd_status cuda_conv2d_prepare(fd_ctx *ctx, enum fd_op op, const void *args, size_t *scratch) {
+  fd_status st;
+  *scratch = 0;
+  if (op == FD_OP_conv2d_fwd) {
+    const struct fd_conv2d_fwd_args *a = (const struct fd_conv2d_fwd_args *)args;
+    st = check(op, a->x, a->w, a->y, "w", a->stride, a->pad_top, a->pad_left, a->pad_bottom, a->pad_right);
+    if (st == FD_OK && a->w->dtype != a->x->dtype) st = fd_op_wrong_slot(op, "w", a->w, "%s as x", fd_dtype_name(a->x->dtype));
+    return st == FD_OK ? prepare(ctx, FORWARD, plan_of(a->x, a->y, a->w, a->stride, a->pad_top, a->pad_left), a->y, a->w, a->bias, scratch) : st;
+  }
+  if (op == FD_OP_conv2d_bwd_data) {
+    const struct fd_conv2d_bwd_data_args *a = (const struct fd_conv2d_bwd_data_args *)args;
+    st = check(op, a->dx, a->w, a->dy, "w", a->stride, a->pad_top, a->pad_left, a->pad_bottom, a->pad_right);
+    if (st == FD_OK && a->w->dtype != a->dx->dtype) st = fd_op_wrong_slot(op, "w", a->w, "%s as dx", fd_dtype_name(a->dx->dtype));
+    if (st != FD_OK) return st;
+    plan p = plan_of(a->dx, a->dy, a->w, a->stride, a->pad_top, a->pad_left);
+    p.direct = false; /* the product writes rows, which are then gathered */
+    p.rows_bytes = ((size_t)(p.chunk * p.g.Ho * p.g.Wo * p.K) * fd_dtype_bytes(a->dx->dtype) + 255) & ~(size_t)255;
+    return prepare(ctx, DATA, p, a->dy, a->w, NULL, scratch);
+  }
+  const struct fd_conv2d_bwd_weights_args *a = (const struct fd_conv2d_bwd_weights_args *)args;
+  st = check(op, a->x, a->dw, a->dy, "dw", a->stride, a->pad_top, a->pad_left, a->pad_bottom, a->pad_right);
+  if (st == FD_OK) st = prepare(ctx, WEIGHTS, plan_of(a->x, a->dy, a->dw, a->stride, a->pad_top, a->pad_left), a->dy, a->dw, NULL, scratch);
+  if (st == FD_OK && a->dbias) {
+    struct fd_colsum_args sum = {};
+    size_t bytes;
+    sum.x = a->dy, sum.y = a->dbias;
+    st = ctx->backend->prepare(ctx, FD_OP_colsum, &sum, &bytes);
+    if (bytes > *scratch) *scratch = bytes;
+  }
+  return st;
+}
+
+extern "C" fd_status cuda_conv2d_fwd(fd_ctx *ctx, const struct fd_conv2d_fwd_args *a) {
+  const plan p = plan_of(a->x, a->y, a->w, a->stride, a->pad_top, a->pad_left);
+  fd_status st = FD_OK;
+  for (int64_t b = 0; b < p.B && st == FD_OK; b += p.chunk) {
+    const int64_t n = p.chunk < p.B - b ? p.chunk : p.B - b;
+    void *rows;
+    product m;
+    st = rows_of(ctx, p, a->x, b, n, &rows);
+    product_of(&m, FORWARD, p, n, rows, a->y, at(a->y, b * p.g.Ho * p.g.Wo * p.O), a->w, a->bias, 0);
+    if (st == FD_OK) st = multiply(ctx, p, &m);
+  }
+  if (st == FD_OK && a->residual) {
+    struct fd_add_fwd_args add = {};
+    add.x = a->y, add.y = a->residual, add.z = a->y;
+    st = cuda_add_fwd(ctx, &add);
+  }
+  return st;
+}
+
+extern "C" fd_status cuda_conv2d_bwd_data(fd_ctx *ctx, const struct fd_conv2d_bwd_data_args *a) {
+  plan p = plan_of(a->dx, a->dy, a->w, a->stride, a->pad_top, a->pad_left);
+  fd_status st = FD_OK;
+  const bool acc = (a->acc >> 2 & 1) != 0;
+  p.rows_bytes = ((size_t)(p.chunk * p.g.Ho * p.g.Wo * p.K) * fd_dtype_bytes(a->dx->dtype) + 255) & ~(size_t)255;
+  for (int64_t b = 0; b < p.B && st == FD_OK; b += p.chunk) {
+    const int64_t n = p.chunk < p.B - b ? p.chunk : p.B - b;
+    void *dx = at(a->dx, b * p.g.H * p.g.W * p.g.I);
+    product m;
+    product_of(&m, DATA, p, n, ctx->scratch, a->dy, at(a->dy, b * p.g.Ho * p.g.Wo * p.O), a->w, NULL, 0);
+    st = multiply(ctx, p, &m);
+    if (st == FD_OK)
+      st = a->dx->dtype == FD_BF16 ? gather(ctx, p, (const fd::bf16 *)ctx->scratch, (fd::bf16 *)dx, acc, n)
+                                   : gather(ctx, p, (const float *)ctx->scratch, (float *)dx, acc, n);
+  }
+  return st;
+}
+
+extern "C" fd_status cuda_conv2d_bwd_weights(fd_ctx *ctx, const struct fd_conv2d_bwd_weights_args *a) {
+  const plan p = plan_of(a->x, a->dy, a->dw, a->stride, a->pad_top, a->pad_left);
+  fd_status st = FD_OK;
+  for (int64_t b = 0; b < p.B && st == FD_OK; b += p.chunk) {
+    const int64_t n = p.chunk < p.B - b ? p.chunk : p.B - b;
+    const bool acc = b > 0 || (a->acc >> 2 & 1);
+    void *rows;
+    product m;
+    st = rows_of(ctx, p, a->x, b, n, &rows);
+    product_of(&m, WEIGHTS, p, n, rows, a->dy, at(a->dy, b * p.g.Ho * p.g.Wo * p.O), a->dw, NULL, acc ? 16u : 0u);
+    if (st == FD_OK) st = multiply(ctx, p, &m);
+  }
+  if (st == FD_OK && a->dbias) {
+    struct fd_colsum_args sum = {};
+    sum.x = a->dy, sum.y = a->dbias;
+    sum.acc = a->acc >> 3 & 1 ? 4u : 0u;
+    st = cuda_colsum(ctx, &sum);
+  }
+  return st;
+}
