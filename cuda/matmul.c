@@ -156,7 +156,7 @@ fd_status cuda_matmul(fd_ctx *ctx, const struct fd_matmul_args *a) {
   const float one = 1.0f, zero = 0.0f;
   const cudaStream_t stream = fd_cuda_stream(ctx);
   int64_t used;
-  struct plan *p;
+  struct plan *p = NULL;
   fd_status st = fd_cuda_count(ctx, a->count, fd_tensor_rows(a->a), &used);
   if (st != FD_OK) return st;
   const struct key k = key_of(a, used);

@@ -132,6 +132,91 @@ AC_DEFINE_UNQUOTED([FD_SENTENCEPIECE_VERSION], ["`$PKG_CONFIG --modversion sente
 AC_DEFINE_UNQUOTED([FD_CONFIGURED_CC], ["$CC"], [compiler this was configured with])
 ])
 
+# FDHPC_CUDA
+# --with-cuda[=DIR]: yes and DIR insist, no never looks, the default takes CUDA where nvcc, cuBLASLt and NCCL are all there.
+# Sets NVCC, NVCC_ARCH, NVCCFLAGS, CUDA_CPPFLAGS, CUDA_LDFLAGS, CUDA_LIBS and the conditional CUDA; and the conditional EMULATE, which
+# needs the toolkit's headers only: kernels are then tested on the CPU.
+AC_DEFUN([FDHPC_CUDA], [
+AC_ARG_WITH([cuda],
+    [AS_HELP_STRING([--with-cuda@<:@=DIR@:>@], [build the CUDA path; the toolkit is under DIR @<:@default: where found@:>@])],
+    [], [with_cuda=check])
+AC_ARG_WITH([cuda-arch],
+    [AS_HELP_STRING([--with-cuda-arch=LIST], [GPU architectures to build for, commas between them @<:@80,90a@:>@])],
+    [], [with_cuda_arch=80,90a])
+AC_ARG_VAR([NVCC], [CUDA compiler])
+AC_ARG_VAR([NVCCFLAGS], [CUDA compiler flags])
+AC_ARG_VAR([NCCL_ROOT], [folder with include/ and lib/ of NCCL, if not in the toolkit's])
+fdhpc_cuda=no fdhpc_cuda_why=
+AC_SUBST([NVCC_ARCH]) AC_SUBST([CUDA_HEADERS]) AC_SUBST([CUDA_CPPFLAGS]) AC_SUBST([CUDA_LDFLAGS]) AC_SUBST([CUDA_LIBS])
+
+AS_IF([test "$with_cuda" != no], [
+    fdhpc_cuda_dir=
+    AS_CASE([$with_cuda],
+        [yes|check], [fdhpc_cuda_try="$CUDA_HOME $CUDA_PATH /usr/local/cuda /usr/lib/cuda /usr"],
+        [fdhpc_cuda_try=$with_cuda])
+    AC_MSG_CHECKING([for the CUDA toolkit])
+    AS_IF([test -n "$NVCC"],
+        [fdhpc_cuda_dir=`dirname "$NVCC"`; fdhpc_cuda_dir=`dirname "$fdhpc_cuda_dir"`],
+        [for d in $fdhpc_cuda_try; do
+            AS_IF([test -x "$d/bin/nvcc"], [fdhpc_cuda_dir=$d NVCC=$d/bin/nvcc; break])
+         done])
+    AS_IF([test -z "$NVCC"], [AC_MSG_RESULT([no]); fdhpc_cuda_why="no nvcc"],
+        [AC_MSG_RESULT([$fdhpc_cuda_dir])
+         CUDA_HEADERS=$fdhpc_cuda_dir/include
+         fdhpc_cuda_lib=$fdhpc_cuda_dir/lib64
+         test -d "$fdhpc_cuda_lib" || fdhpc_cuda_lib=$fdhpc_cuda_dir/lib
+         CUDA_CPPFLAGS="-isystem $fdhpc_cuda_dir/include"
+         CUDA_LDFLAGS="-L$fdhpc_cuda_lib -Wl,-rpath,$fdhpc_cuda_lib"
+         for d in "$NCCL_ROOT"; do
+            AS_IF([test -n "$d"],
+                [CUDA_CPPFLAGS="-isystem $d/include $CUDA_CPPFLAGS"
+                 CUDA_LDFLAGS="-L$d/lib -Wl,-rpath,$d/lib $CUDA_LDFLAGS"])
+         done
+         # nvcc's objects are C++ ones (__cxa_guard_acquire and the like)
+         CUDA_LIBS="-lnccl -lcublasLt -lcudart -lstdc++"
+         for a in `echo "$with_cuda_arch" | tr , ' '`; do
+            # -gencode, not -arch=sm_90a: the latter also compiles for plain sm_90,
+            # which has no wgmma.
+            NVCC_ARCH="$NVCC_ARCH -gencode=arch=compute_$a,code=sm_$a"
+         done
+         : ${NVCCFLAGS=-O3 -lineinfo}
+
+         AC_MSG_CHECKING([whether $NVCC compiles for $with_cuda_arch])
+         cat >conftest.cu <<'_FDHPC'
+#include <cuda_bf16.h>
+extern "C" __global__ void k(__nv_bfloat16 *x) { x[[threadIdx.x]] = __float2bfloat16(1.0f); }
+extern "C" int launch(__nv_bfloat16 *x) { k<<<1, 32>>>(x); return (int)cudaGetLastError(); }
+_FDHPC
+         AS_IF([AC_TRY_COMMAND([$NVCC $NVCCFLAGS $NVCC_ARCH $CUDA_CPPFLAGS -c conftest.cu -o conftest_cu.$ac_objext 1>&AS_MESSAGE_LOG_FD 2>&1])],
+            [AC_MSG_RESULT([yes])
+             fdhpc_save_CPPFLAGS=$CPPFLAGS fdhpc_save_LIBS=$LIBS fdhpc_save_LDFLAGS=$LDFLAGS
+             CPPFLAGS="$CPPFLAGS $CUDA_CPPFLAGS" LDFLAGS="$LDFLAGS $CUDA_LDFLAGS"
+             LIBS="conftest_cu.$ac_objext $CUDA_LIBS $LIBS"
+             AC_MSG_CHECKING([for cuBLASLt and NCCL 2.18])
+             AC_LINK_IFELSE([AC_LANG_PROGRAM([[#include <cublasLt.h>
+#include <nccl.h>
+#if NCCL_VERSION_CODE < 21800
+#error too old
+#endif
+int launch(void *);]], [[int v; return (int)cublasLtGetVersion() + ncclGetVersion(&v) + launch(0);]])],
+                [AC_MSG_RESULT([yes]); fdhpc_cuda=yes],
+                [AC_MSG_RESULT([no]); fdhpc_cuda_why="cuBLASLt or NCCL missing or too old"])
+             CPPFLAGS=$fdhpc_save_CPPFLAGS LIBS=$fdhpc_save_LIBS LDFLAGS=$fdhpc_save_LDFLAGS],
+            [AC_MSG_RESULT([no]); fdhpc_cuda_why="$NVCC does not work"])
+         rm -f conftest.cu conftest_cu.$ac_objext
+        ])
+    AS_IF([test $fdhpc_cuda = no && test "$with_cuda" != check],
+        [AC_MSG_ERROR([--with-cuda was given, but: $fdhpc_cuda_why])])
+])
+AS_IF([test $fdhpc_cuda = yes],
+    [fdhpc_version="$fdhpc_cuda_dir, for $with_cuda_arch"],
+    [CUDA_LDFLAGS= CUDA_LIBS=
+     fdhpc_version="no${fdhpc_cuda_why:+ ($fdhpc_cuda_why)}"])
+AM_CONDITIONAL([CUDA], [test $fdhpc_cuda = yes])
+AM_CONDITIONAL([EMULATE], [test -f "$CUDA_HEADERS/cuda_bf16.h" && test `uname -m` = x86_64])
+FDHPC_ROW([CUDA], [$fdhpc_version], [the GPU backend])
+])
+
 AC_DEFUN([FDHPC_SUMMARY], [
 AS_ECHO(["
 fdhpc $PACKAGE_VERSION is configured: $CC, $CFLAGS
