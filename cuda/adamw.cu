@@ -28,20 +28,25 @@ __global__ void clip_kernel(const double *sumsq, float *control, float max_norm)
   const float scale = control[FD_CONTROL_GRAD_SCALE], norm = scale * (float)sqrt(sumsq[0]);
   const bool finite = isfinite(norm) && isfinite(control[FD_CONTROL_LOSS]);
   control[FD_CONTROL_NORM] = norm;
-  control[FD_CONTROL_CLIP] = scale * (max_norm > 0 && finite ? fminf(1.0f, max_norm / (norm + 1e-6f)) : 1.0f);
+  control[FD_CONTROL_CLIP] = finite ? scale * (max_norm > 0 ? fminf(1.0f, max_norm / (norm + 1e-6f)) : 1.0f) : 0.0f;
   control[FD_CONTROL_SKIP] = finite ? 0.0f : 1.0f;
 }
 
-__device__ __forceinline__ void adamw_one(float &p, float g, float &m, float &v, const float *control, float b1, float b2, float eps, float wd) {
+/* 1 - beta in double, rounded once */
+struct rates {
+  float b1, rest1, b2, rest2, eps, wd;
+};
+
+__device__ __forceinline__ void adamw_one(float &p, float g, float &m, float &v, const float *control, const rates &r) {
   g *= control[FD_CONTROL_CLIP];
-  m = b1 * m + (1.0f - b1) * g;
-  v = b2 * v + (1.0f - b2) * g * g;
-  p -= control[FD_CONTROL_LR] * (m / control[FD_CONTROL_BIAS1] / (sqrtf(v / control[FD_CONTROL_BIAS2]) + eps) + wd * p);
+  m = r.b1 * m + r.rest1 * g;
+  v = r.b2 * v + r.rest2 * g * g;
+  p -= control[FD_CONTROL_LR] * (m / control[FD_CONTROL_BIAS1] / (sqrtf(v / control[FD_CONTROL_BIAS2]) + r.eps) + r.wd * p);
 }
 
 template <class C, int V>
 __global__ void __launch_bounds__(BLOCK)
-    adamw_kernel(float *p, float *g, float *m, float *v, float *ema, C *compute, const float *control, int64_t n, float b1, float b2, float eps, float wd) {
+    adamw_kernel(float *p, float *g, float *m, float *v, float *ema, C *compute, const float *control, int64_t n, rates r) {
   const bool skip = control[FD_CONTROL_SKIP] != 0.0f;
   const float decay = control[FD_CONTROL_EMA_DECAY];
   fd::pack<V> zero;
@@ -50,13 +55,13 @@ __global__ void __launch_bounds__(BLOCK)
     if (!skip) {
       fd::pack<V> pp = fd::load_pack<V>(p + i), mm = fd::load_pack<V>(m + i), vv = fd::load_pack<V>(v + i);
       const fd::pack<V> gg = fd::load_pack<V>(g + i);
-      for (int k = 0; k < V; k++) adamw_one(pp.f[k], gg.f[k], mm.f[k], vv.f[k], control, b1, b2, eps, wd);
+      for (int k = 0; k < V; k++) adamw_one(pp.f[k], gg.f[k], mm.f[k], vv.f[k], control, r);
       fd::store_pack<V>(p + i, pp);
       fd::store_pack<V>(m + i, mm);
       fd::store_pack<V>(v + i, vv);
       if (ema) {
         fd::pack<V> e = fd::load_pack<V>(ema + i);
-        for (int k = 0; k < V; k++) e.f[k] = decay * e.f[k] + (1.0f - decay) * pp.f[k];
+        for (int k = 0; k < V; k++) e.f[k] = decay == 1.0f ? e.f[k] : decay * e.f[k] + (1.0f - decay) * pp.f[k];
         fd::store_pack<V>(ema + i, e);
       }
       if (compute)
@@ -68,10 +73,11 @@ __global__ void __launch_bounds__(BLOCK)
 
 template <class C, int V> fd_status run(fd_ctx *ctx, const struct fd_adamw_args *a) {
   const int64_t n = fd_tensor_numel(a->p);
+  const rates r = {(float)a->beta1, (float)(1.0 - a->beta1), (float)a->beta2, (float)(1.0 - a->beta2), a->eps, a->weight_decay};
   if (n == 0) return FD_OK;
   return FD_CUDA(FD_LAUNCH((adamw_kernel<C, V>), fd::stride_blocks(ctx, n, V * BLOCK), BLOCK, 0, fd_cuda_stream(ctx), (float *)a->p->data,
                            (float *)a->g->data, (float *)a->m->data, (float *)a->v->data, (float *)fd::data(a->ema), (C *)fd::data(a->compute),
-                           (const float *)a->control->data, n, a->beta1, a->beta2, a->eps, a->weight_decay));
+                           (const float *)a->control->data, n, r));
 }
 
 }  // namespace

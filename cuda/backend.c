@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "comm/comm.h"
+#include "cpu/cpu.h"
 #include "cuda/library.h"
 
 static const struct fd_ops kernels = {
@@ -30,8 +31,20 @@ fd_status cuda_attention_prepare(enum fd_op op, const void *args, size_t *scratc
 fd_status cuda_conv2d_prepare(fd_ctx *ctx, enum fd_op op, const void *args, size_t *scratch_bytes);
 
 static fd_status cuda_prepare(fd_ctx *ctx, enum fd_op op, const void *args, size_t *scratch_bytes) {
-  fd_status st = fd_op_check(op, args);
   *scratch_bytes = 0;
+  switch (op) {
+    case FD_OP_conv2d_fwd:
+    case FD_OP_conv2d_bwd_data:
+    case FD_OP_conv2d_bwd_weights:
+    case FD_OP_attention_fwd:
+    case FD_OP_attention_bwd:
+    case FD_OP_matmul: break;
+    default: {
+      const fd_status st = cpu_check(op, args);
+      if (st != FD_OK) return st;
+    }
+  }
+  const fd_status st = fd_op_check(op, args);
   if (st != FD_OK) return st;
   switch (op) {
     case FD_OP_rmsnorm_bwd: *scratch_bytes = cuda_rmsnorm_bwd_scratch(args); return FD_OK;

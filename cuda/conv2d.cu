@@ -47,6 +47,7 @@ struct plan {
   int64_t B, chunk, K, O;
   bool direct; /* 1x1, stride 1, no padding: x itself has the rows */
   size_t rows_bytes;
+  size_t weights_bytes; /* behind the rows: a copy of the weights in x's type, where theirs is another */
 };
 
 plan plan_of(const fd_tensor *x, const fd_tensor *y, const fd_tensor *w, int stride, int top, int left) {
@@ -61,7 +62,19 @@ plan plan_of(const fd_tensor *x, const fd_tensor *y, const fd_tensor *w, int str
   if (p.chunk < 1) p.chunk = 1;
   if (p.chunk > p.B) p.chunk = p.B;
   p.rows_bytes = p.direct ? 0 : (one * (size_t)p.chunk + 255) & ~(size_t)255;
+  p.weights_bytes = w->dtype == x->dtype ? 0 : ((size_t)(p.O * p.K) * fd_dtype_bytes(x->dtype) + 255) & ~(size_t)255;
   return p;
+}
+
+/* The weights in the type of x; `copy` is filled when they are not. */
+fd_status weights_of(fd_ctx *ctx, const plan &p, const fd_tensor *w, fd_dtype dtype, fd_tensor *copy) {
+  *copy = *w;
+  if (!p.weights_bytes) return FD_OK;
+  copy->dtype = dtype;
+  copy->data = (char *)ctx->scratch + p.rows_bytes;
+  struct fd_cast_args cast = {};
+  cast.x = (fd_tensor *)w, cast.y = copy;
+  return cuda_cast(ctx, &cast);
 }
 
 fd_tensor matrix(void *data, int64_t rows, int64_t cols, fd_dtype dtype) {
@@ -119,7 +132,7 @@ fd_status prepare(fd_ctx *ctx, enum what what, const plan &p, const fd_tensor *y
       if (bytes > most) most = bytes;
     }
   }
-  *scratch = p.rows_bytes + most;
+  *scratch = p.rows_bytes + p.weights_bytes + most;
   return FD_OK;
 }
 
@@ -132,8 +145,8 @@ template <class T> fd_status make_rows(fd_ctx *ctx, const plan &p, const T *x, T
 /* The product may use the scratch behind the rows. */
 fd_status multiply(fd_ctx *ctx, const plan &p, const product *m) {
   fd_ctx inner = *ctx;
-  inner.scratch = (char *)ctx->scratch + p.rows_bytes;
-  inner.scratch_bytes = ctx->scratch_bytes - p.rows_bytes;
+  inner.scratch = (char *)ctx->scratch + p.rows_bytes + p.weights_bytes;
+  inner.scratch_bytes = ctx->scratch_bytes - p.rows_bytes - p.weights_bytes;
   return cuda_matmul(&inner, &m->args);
 }
 
@@ -169,18 +182,20 @@ extern "C" fd_status cuda_conv2d_prepare(fd_ctx *ctx, enum fd_op op, const void 
   if (op == FD_OP_conv2d_fwd) {
     const struct fd_conv2d_fwd_args *a = (const struct fd_conv2d_fwd_args *)args;
     st = check(op, a->x, a->w, a->y, "w", a->stride, a->pad_top, a->pad_left, a->pad_bottom, a->pad_right);
-    if (st == FD_OK && a->w->dtype != a->x->dtype) st = fd_op_wrong_slot(op, "w", a->w, "%s as x", fd_dtype_name(a->x->dtype));
-    return st == FD_OK ? prepare(ctx, FORWARD, plan_of(a->x, a->y, a->w, a->stride, a->pad_top, a->pad_left), a->y, a->w, a->bias, scratch) : st;
+    fd_tensor w = *a->w;
+    w.dtype = a->x->dtype;
+    return st == FD_OK ? prepare(ctx, FORWARD, plan_of(a->x, a->y, a->w, a->stride, a->pad_top, a->pad_left), a->y, &w, a->bias, scratch) : st;
   }
   if (op == FD_OP_conv2d_bwd_data) {
     const struct fd_conv2d_bwd_data_args *a = (const struct fd_conv2d_bwd_data_args *)args;
     st = check(op, a->dx, a->w, a->dy, "w", a->stride, a->pad_top, a->pad_left, a->pad_bottom, a->pad_right);
-    if (st == FD_OK && a->w->dtype != a->dx->dtype) st = fd_op_wrong_slot(op, "w", a->w, "%s as dx", fd_dtype_name(a->dx->dtype));
     if (st != FD_OK) return st;
+    fd_tensor w = *a->w;
+    w.dtype = a->dx->dtype;
     plan p = plan_of(a->dx, a->dy, a->w, a->stride, a->pad_top, a->pad_left);
     p.direct = false; /* the product writes rows, which are then gathered */
     p.rows_bytes = ((size_t)(p.chunk * p.g.Ho * p.g.Wo * p.K) * fd_dtype_bytes(a->dx->dtype) + 255) & ~(size_t)255;
-    return prepare(ctx, DATA, p, a->dy, a->w, NULL, scratch);
+    return prepare(ctx, DATA, p, a->dy, &w, NULL, scratch);
   }
   const struct fd_conv2d_bwd_weights_args *a = (const struct fd_conv2d_bwd_weights_args *)args;
   st = check(op, a->x, a->dw, a->dy, "dw", a->stride, a->pad_top, a->pad_left, a->pad_bottom, a->pad_right);
@@ -197,13 +212,14 @@ extern "C" fd_status cuda_conv2d_prepare(fd_ctx *ctx, enum fd_op op, const void 
 
 extern "C" fd_status cuda_conv2d_fwd(fd_ctx *ctx, const struct fd_conv2d_fwd_args *a) {
   const plan p = plan_of(a->x, a->y, a->w, a->stride, a->pad_top, a->pad_left);
-  fd_status st = FD_OK;
+  fd_tensor w;
+  fd_status st = weights_of(ctx, p, a->w, a->x->dtype, &w);
   for (int64_t b = 0; b < p.B && st == FD_OK; b += p.chunk) {
     const int64_t n = p.chunk < p.B - b ? p.chunk : p.B - b;
     void *rows;
     product m;
     st = rows_of(ctx, p, a->x, b, n, &rows);
-    product_of(&m, FORWARD, p, n, rows, a->y, at(a->y, b * p.g.Ho * p.g.Wo * p.O), a->w, a->bias, 0);
+    product_of(&m, FORWARD, p, n, rows, a->y, at(a->y, b * p.g.Ho * p.g.Wo * p.O), &w, a->bias, 0);
     if (st == FD_OK) st = multiply(ctx, p, &m);
   }
   if (st == FD_OK && a->residual) {
@@ -219,11 +235,13 @@ extern "C" fd_status cuda_conv2d_bwd_data(fd_ctx *ctx, const struct fd_conv2d_bw
   fd_status st = FD_OK;
   const bool acc = (a->acc >> 2 & 1) != 0;
   p.rows_bytes = ((size_t)(p.chunk * p.g.Ho * p.g.Wo * p.K) * fd_dtype_bytes(a->dx->dtype) + 255) & ~(size_t)255;
+  fd_tensor w;
+  st = weights_of(ctx, p, a->w, a->dx->dtype, &w);
   for (int64_t b = 0; b < p.B && st == FD_OK; b += p.chunk) {
     const int64_t n = p.chunk < p.B - b ? p.chunk : p.B - b;
     void *dx = at(a->dx, b * p.g.H * p.g.W * p.g.I);
     product m;
-    product_of(&m, DATA, p, n, ctx->scratch, a->dy, at(a->dy, b * p.g.Ho * p.g.Wo * p.O), a->w, NULL, 0);
+    product_of(&m, DATA, p, n, ctx->scratch, a->dy, at(a->dy, b * p.g.Ho * p.g.Wo * p.O), &w, NULL, 0);
     st = multiply(ctx, p, &m);
     if (st == FD_OK)
       st = a->dx->dtype == FD_BF16 ? gather(ctx, p, (const fd::bf16 *)ctx->scratch, (fd::bf16 *)dx, acc, n)
@@ -233,8 +251,9 @@ extern "C" fd_status cuda_conv2d_bwd_data(fd_ctx *ctx, const struct fd_conv2d_bw
 }
 
 extern "C" fd_status cuda_conv2d_bwd_weights(fd_ctx *ctx, const struct fd_conv2d_bwd_weights_args *a) {
-  const plan p = plan_of(a->x, a->dy, a->dw, a->stride, a->pad_top, a->pad_left);
+  plan p = plan_of(a->x, a->dy, a->dw, a->stride, a->pad_top, a->pad_left);
   fd_status st = FD_OK;
+  p.weights_bytes = 0; /* dw is written, not read */
   for (int64_t b = 0; b < p.B && st == FD_OK; b += p.chunk) {
     const int64_t n = p.chunk < p.B - b ? p.chunk : p.B - b;
     const bool acc = b > 0 || (a->acc >> 2 & 1);

@@ -21,6 +21,13 @@ static __device__ __forceinline__ float load_any(const void *p, int is_bf16, int
   return is_bf16 ? load((const bf16 *)p + i) : load((const float *)p + i);
 }
 
+static __device__ __forceinline__ void store_any(void *p, int is_bf16, int64_t i, float v) {
+  if (is_bf16)
+    store((bf16 *)p + i, v);
+  else
+    store((float *)p + i, v);
+}
+
 /* V elements at once: 16 bytes where V is wide<T>(), one element where the length is odd. */
 template <class T> struct wide;
 template <> struct wide<float> { enum { V = 4 }; };
@@ -109,28 +116,30 @@ static __device__ __forceinline__ int64_t rows_in_use(const int *count, int64_t 
 
 /* ---- activations: derivative beside value ---- */
 
-static __device__ __forceinline__ float tanh_exp(float u) { /* 1 - 2/(e^2u + 1): exact at both ends */
-  return 1.0f - 2.0f / (__expf(2.0f * u) + 1.0f);
-}
+static __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+/* small u: no difference of near numbers */
+static __device__ __forceinline__ float tanh_exp(float u) { return tanhf(u); }
 
+static __device__ __forceinline__ float gelu_inner(float x) { return 0.7978845608028654f * (x + 0.044715f * x * x * x); }
+
+/* 1 + tanh(u) is written as 2 sigmoid(2u): no cancellation where it is small */
 static __device__ __forceinline__ float act_value(int act, float x) {
-  if (act == FD_ACT_SILU) return x / (1.0f + __expf(-x));
-  if (act == FD_ACT_GELU_TANH) return 0.5f * x * (1.0f + tanh_exp(0.7978845608028654f * (x + 0.044715f * x * x * x)));
-  if (act == FD_ACT_GELU_ERF) return 0.5f * x * (1.0f + erff(x * 0.7071067811865476f));
+  if (act == FD_ACT_SILU) return x * sigmoid(x);
+  if (act == FD_ACT_GELU_TANH) return x * sigmoid(2.0f * gelu_inner(x));
+  if (act == FD_ACT_GELU_ERF) return 0.5f * x * erfcf(x * -0.7071067811865476f);
   return x;
 }
 
 static __device__ __forceinline__ float act_slope(int act, float x) {
   if (act == FD_ACT_SILU) {
-    const float s = 1.0f / (1.0f + __expf(-x));
-    return s * (1.0f + x * (1.0f - s));
+    const float s = sigmoid(x);
+    return s * (1.0f + x * sigmoid(-x));
   }
   if (act == FD_ACT_GELU_TANH) {
-    const float t = tanh_exp(0.7978845608028654f * (x + 0.044715f * x * x * x));
-    return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * 0.7978845608028654f * (1.0f + 3.0f * 0.044715f * x * x);
+    const float u = 2.0f * gelu_inner(x), s = sigmoid(u);
+    return s * (1.0f + x * sigmoid(-u) * 2.0f * 0.7978845608028654f * (1.0f + 3.0f * 0.044715f * x * x));
   }
-  if (act == FD_ACT_GELU_ERF)
-    return 0.5f * (1.0f + erff(x * 0.7071067811865476f)) + x * 0.3989422804014327f * __expf(-0.5f * x * x);
+  if (act == FD_ACT_GELU_ERF) return 0.5f * erfcf(x * -0.7071067811865476f) + x * 0.3989422804014327f * expf(-0.5f * x * x);
   return 1.0f;
 }
 

@@ -10,36 +10,29 @@ enum { BLOCK = 256 };
 /* One thread an element, striding by the grid; f(i) does the work. Kernels below are named structs so that a profile shows them. */
 #define FD_EACH(i, n) for (int64_t i = (int64_t)blockIdx.x * BLOCK + threadIdx.x; i < (n); i += (int64_t)BLOCK * gridDim.x)
 
-__device__ __forceinline__ void store_any(void *p, int is_bf16, int64_t i, float v) {
-  if (is_bf16)
-    fd::store((fd::bf16 *)p + i, v);
-  else
-    fd::store((float *)p + i, v);
+__global__ void cast_kernel(const void *x, int x_bf16, void *y, int y_bf16, bool acc, int64_t n, int64_t period) {
+  FD_EACH(i, n) fd::store_any(y, y_bf16, i, fd::load_any(x, x_bf16, i % period) + (acc ? fd::load_any(y, y_bf16, i) : 0.0f));
 }
 
-__global__ void cast_kernel(const void *x, int x_bf16, void *y, int y_bf16, int64_t n, int64_t period) {
-  FD_EACH(i, n) store_any(y, y_bf16, i, fd::load_any(x, x_bf16, i % period));
-}
-
-__global__ void fill_kernel(void *y, int y_bf16, float value, int64_t n) { FD_EACH(i, n) store_any(y, y_bf16, i, value); }
+__global__ void fill_kernel(void *y, int y_bf16, float value, int64_t n) { FD_EACH(i, n) fd::store_any(y, y_bf16, i, value); }
 __global__ void fill_f64_kernel(double *y, float value, int64_t n) { FD_EACH(i, n) y[i] = value; }
 
 __global__ void channel_affine_kernel(const void *x, int x_bf16, const float *sub, const float *mul, void *y, int y_bf16, int inverse, int64_t n,
                                       int64_t C) {
   FD_EACH(i, n) {
     const float v = fd::load_any(x, x_bf16, i), s = sub[i % C], m = mul[i % C];
-    store_any(y, y_bf16, i, inverse ? v / m + s : (v - s) * m);
+    fd::store_any(y, y_bf16, i, inverse ? v / m + s : (v - s) * m);
   }
 }
 
 __global__ void pixels_kernel(const uint8_t *bytes, void *y, int y_bf16, int64_t n) {
-  FD_EACH(i, n) store_any(y, y_bf16, i, ((float)bytes[i] / 255.0f - 0.5f) / 0.5f);
+  FD_EACH(i, n) fd::store_any(y, y_bf16, i, ((float)bytes[i] / 255.0f - 0.5f) / 0.5f);
 }
 
 __global__ void flow_noise_kernel(const float *x, const float *noise, const float *sigma, void *x_t, int bf16, int64_t n, int64_t per_sample) {
   FD_EACH(i, n) {
     const float s = sigma[i / per_sample];
-    store_any(x_t, bf16, i, (1.0f - s) * x[i] + s * noise[i]);
+    fd::store_any(x_t, bf16, i, (1.0f - s) * x[i] + s * noise[i]);
   }
 }
 
@@ -73,8 +66,8 @@ __global__ void posterior_backward(const float *dmean, const float *dlogvar, con
       if (noise) dl += dlatent[i] * noise[i] * 0.5f * expf(0.5f * fminf(20.0f, fmaxf(-30.0f, raw)));
     }
     if (!inside) dl = 0.0f;
-    store_any(dmoments, bf16, at, acc ? fd::load_any(dmoments, bf16, at) + dm : dm);
-    store_any(dmoments, bf16, at + Z, acc ? fd::load_any(dmoments, bf16, at + Z) + dl : dl);
+    fd::store_any(dmoments, bf16, at, acc ? fd::load_any(dmoments, bf16, at) + dm : dm);
+    fd::store_any(dmoments, bf16, at + Z, acc ? fd::load_any(dmoments, bf16, at + Z) + dl : dl);
   }
 }
 
@@ -85,7 +78,7 @@ __global__ void posterior_backward(const float *dmean, const float *dlogvar, con
 
 extern "C" fd_status cuda_cast(fd_ctx *ctx, const struct fd_cast_args *a) {
   const int64_t n = fd_tensor_numel(a->y);
-  return FD_EACH_LAUNCH(cast_kernel, n, a->x->data, fd::is_bf16(a->x), a->y->data, fd::is_bf16(a->y), n, fd_tensor_numel(a->x));
+  return FD_EACH_LAUNCH(cast_kernel, n, a->x->data, fd::is_bf16(a->x), a->y->data, fd::is_bf16(a->y), (a->acc >> 1 & 1) != 0, n, fd_tensor_numel(a->x));
 }
 
 extern "C" fd_status cuda_fill(fd_ctx *ctx, const struct fd_fill_args *a) {

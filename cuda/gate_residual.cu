@@ -37,15 +37,15 @@ __global__ void gate_backward(const T *dy, const void *mod, int mod_bf16, int64_
 
 /* dmod: a thread owns a column of one sample and adds its rows in order. */
 template <class T>
-__global__ void gate_columns(const T *dy, const T *a, T *dmod, int64_t S, int64_t col, int64_t rows_per_mod, const int *count,
+__global__ void gate_columns(const T *dy, const T *a, void *dmod, int dmod_bf16, int64_t S, int64_t col, int64_t rows_per_mod, const int *count,
                              int64_t rows, int64_t D) {
   const int64_t d = (int64_t)blockIdx.x * BLOCK + threadIdx.x, sample = blockIdx.y;
   if (d >= D) return;
   const int64_t last = min((sample + 1) * rows_per_mod, fd::rows_in_use(count, rows));
   float sum = 0;
   for (int64_t row = sample * rows_per_mod; row < last; row++) sum = fmaf(fd::load(dy + row * D + d), fd::load(a + row * D + d), sum);
-  T *m = dmod + sample * S + col + d;
-  fd::store(m, fd::load(m) + sum);
+  const int64_t at = sample * S + col + d;
+  fd::store_any(dmod, dmod_bf16, at, fd::load_any(dmod, dmod_bf16, at) + sum);
 }
 
 template <class T, int V> fd_status forward(fd_ctx *ctx, const struct fd_gate_residual_fwd_args *a) {
@@ -65,7 +65,7 @@ template <class T, int V> fd_status backward(fd_ctx *ctx, const struct fd_gate_r
   if (grid == 0) return FD_OK;
   if (a->dmod)
     st = FD_CUDA(FD_LAUNCH((gate_columns<T>), dim3(fd::blocks(D, BLOCK), fd::blocks(rows, a->rows_per_mod)), BLOCK, 0, stream,
-                           (const T *)a->dy->data, (const T *)a->a->data, (T *)a->dmod->data, S, a->gate_col, a->rows_per_mod,
+                           (const T *)a->dy->data, (const T *)a->a->data, a->dmod->data, fd::is_bf16(a->dmod), S, a->gate_col, a->rows_per_mod,
                            fd::count_of(a->count), rows, D));
   if (st == FD_OK)
     st = FD_CUDA(FD_LAUNCH((gate_backward<T, V>), grid, BLOCK, 0, stream, (const T *)a->dy->data, fd::data(a->mod), fd::is_bf16(a->mod),

@@ -58,16 +58,16 @@ __global__ void __launch_bounds__(BLOCK)
   for (int64_t d = V * lane; d < D; d += 32 * V) {
     const fd::pack<V> v = fd::load_pack<V>(x + d), g = fd::load_pack<V>(dy + d);
     for (int i = 0; i < V; i++)
-      dot = fmaf(g.f[i] * (1.0f + fd::load_any(w, w_bf16, d + i)) * scale_of(c, sample, d + i), v.f[i] * r, dot);
+      dot = fmaf(g.f[i] * ((1.0f + fd::load_any(w, w_bf16, d + i)) * scale_of(c, sample, d + i)), v.f[i], dot);
   }
-  dot = fd::warp_sum(dot) / (float)D;
+  dot = fd::warp_sum(dot) * r * r / (float)D;
   for (int64_t d = V * lane; d < D; d += 32 * V) {
     const fd::pack<V> v = fd::load_pack<V>(x + d), g = fd::load_pack<V>(dy + d);
     fd::pack<V> o;
     if (acc) o = fd::load_pack<V>(dx + d);
     for (int i = 0; i < V; i++) {
-      const float grad = g.f[i] * (1.0f + fd::load_any(w, w_bf16, d + i)) * scale_of(c, sample, d + i);
-      const float value = r * (grad - v.f[i] * r * dot);
+      const float grad = g.f[i] * ((1.0f + fd::load_any(w, w_bf16, d + i)) * scale_of(c, sample, d + i));
+      const float value = fmaf(grad, r, -(v.f[i] * r * dot));
       o.f[i] = acc ? o.f[i] + value : value;
     }
     fd::store_pack<V>(dx + d, o);
@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(BLOCK)
  * dw's part (1 + scale) s, which goes to `part` [groups, D]. A thread owns a column; its rows are added in order. */
 template <class T>
 __global__ void __launch_bounds__(BLOCK)
-    rmsnorm_columns(const T *dy, const T *x, const void *w, int w_bf16, const float *rstd, columns c, T *dmod, float *part,
+    rmsnorm_columns(const T *dy, const T *x, const void *w, int w_bf16, const float *rstd, columns c, void *dmod, int dmod_bf16, float *part,
                     const int *count, int64_t rows, int64_t per_group, int64_t D) {
   const int64_t d = (int64_t)blockIdx.x * BLOCK + threadIdx.x, group = blockIdx.y;
   if (d >= D) return;
@@ -91,9 +91,9 @@ __global__ void __launch_bounds__(BLOCK)
   }
   if (part) part[group * D + d] = s * scale_of(c, group, d);
   if (dmod) {
-    T *m = dmod + group * c.S + d;
-    if (c.scale_col >= 0) fd::store(m + c.scale_col, fd::load(m + c.scale_col) + s * (1.0f + fd::load_any(w, w_bf16, d)));
-    if (c.shift_col >= 0) fd::store(m + c.shift_col, fd::load(m + c.shift_col) + t);
+    const int64_t scale = group * c.S + c.scale_col + d, shift = group * c.S + c.shift_col + d;
+    if (c.scale_col >= 0) fd::store_any(dmod, dmod_bf16, scale, fd::load_any(dmod, dmod_bf16, scale) + s * (1.0f + fd::load_any(w, w_bf16, d)));
+    if (c.shift_col >= 0) fd::store_any(dmod, dmod_bf16, shift, fd::load_any(dmod, dmod_bf16, shift) + t);
   }
 }
 
@@ -128,7 +128,7 @@ template <class T, int V> fd_status backward(fd_ctx *ctx, const struct fd_rmsnor
   if (rows > 0 && (a->dw || a->dmod))
     st = FD_CUDA(FD_LAUNCH((rmsnorm_columns<T>), dim3(fd::blocks(D, BLOCK), (unsigned)groups), BLOCK, 0, stream,
                            (const T *)a->dy->data, (const T *)a->x->data, a->w->data, fd::is_bf16(a->w), (const float *)a->rstd->data, c,
-                           (T *)fd::data(a->dmod), a->dw ? (float *)ctx->scratch : NULL, fd::count_of(a->count), rows, per_group, D));
+                           (void *)fd::data(a->dmod), fd::is_bf16(a->dmod), a->dw ? (float *)ctx->scratch : NULL, fd::count_of(a->count), rows, per_group, D));
   if (st == FD_OK && a->dw)
     st = FD_CUDA(FD_LAUNCH(rmsnorm_dw, fd::blocks(D, BLOCK), BLOCK, 0, stream, (const float *)ctx->scratch, (float *)a->dw->data,
                            (a->acc >> 7 & 1) != 0, groups, D));

@@ -19,6 +19,14 @@
 
 #include "base/rng.h"
 #include "cpu/cpu.h"
+#ifdef FD_EMULATE /* the same test, of the CUDA backend's kernels on the CPU (tests/emulate) */
+#include "cuda/cuda.h"
+#define OT_BACKEND fd_cuda_backend
+enum { OT_ROUNDS = 3, OT_ON_DEVICE = 1 }; /* what is found at run time only the CPU can say */
+#else
+#define OT_BACKEND fd_cpu_backend
+enum { OT_ROUNDS = 2, OT_ON_DEVICE = 0 };
+#endif
 
 #define OT_UNUSED __attribute__((unused))
 enum { OT_MAX_TENSORS = 512, OT_GUARD = 64 };
@@ -190,6 +198,45 @@ static void ot_check_bits(struct ot *t, enum fd_op op, const void *args) {
   }
 }
 
+#ifdef FD_EMULATE
+/* Every slot and the scratch in device memory of its own, so that the emulator sees each step over an edge. */
+static void ot_run(struct ot *t, enum fd_op op, const void *args) {
+  const struct fd_op_info *info = fd_op_info(op);
+  const struct fd_backend *device = t->ctx->backend;
+  char copy[FD_OP_ARGS_MAX];
+  fd_tensor on_device[FD_MAX_SLOTS], **slot = fd_op_slots(copy);
+  void *memory[FD_MAX_SLOTS] = {0};
+  size_t bytes = 0;
+  t->checks++;
+  memcpy(copy, args, info->args_bytes);
+  bool ok = device->prepare(t->ctx, op, args, &bytes) == FD_OK;
+  for (int s = 0; s < info->n_slots && ok; s++) {
+    if (!slot[s]) continue;
+    int same = 0; /* a slot that aliases another stays one */
+    while (same < s && !(fd_op_slots((void *)args)[same] && fd_op_slots((void *)args)[same]->data == slot[s]->data)) same++;
+    on_device[s] = *slot[s];
+    if (same < s) on_device[s].data = on_device[same].data;
+    else {
+      ok = device->alloc(t->ctx, fd_tensor_bytes(slot[s]), &memory[s]) == FD_OK &&
+           device->to_device(t->ctx, memory[s], slot[s]->data, fd_tensor_bytes(slot[s])) == FD_OK;
+      on_device[s].data = memory[s];
+    }
+    slot[s] = &on_device[s];
+  }
+  if (ok && bytes) ok = device->alloc(t->ctx, bytes, &t->ctx->scratch) == FD_OK;
+  t->ctx->scratch_bytes = bytes;
+  ok = ok && fd_op_run(t->ctx, op, copy) == FD_OK && device->sync(t->ctx) == FD_OK;
+  for (int s = 0; s < info->n_slots && ok; s++)
+    if (slot[s] && info->dir[s] != 'i')
+      ok = device->from_device(t->ctx, fd_op_slots((void *)args)[s]->data, slot[s]->data, fd_tensor_bytes(slot[s])) == FD_OK;
+  if (!ok) OT_FAIL(t, "%s: %s", info->name, fd_status_message());
+  for (int s = 0; s < info->n_slots; s++)
+    if (memory[s]) device->free(t->ctx, memory[s]);
+  if (t->ctx->scratch) device->free(t->ctx, t->ctx->scratch);
+  t->ctx->scratch = NULL;
+  ot_check_bits(t, op, args);
+}
+#else
 /** Prepare and run; both must be FD_OK. Scratch is exactly what was asked for, poisoned and guarded. */
 OT_UNUSED static void ot_run(struct ot *t, enum fd_op op, const void *args) {
   const char *name = fd_op_info(op)->name;
@@ -218,6 +265,7 @@ OT_UNUSED static void ot_run(struct ot *t, enum fd_op op, const void *args) {
   ot_check_guards(t, name);
   ot_check_bits(t, op, args);
 }
+#endif
 #define OT_RUN(t, op, ...) ot_run(t, FD_OP_##op, &(struct fd_##op##_args){__VA_ARGS__})
 
 /** Misuse: prepare must fail with FD_ERR_ARG, and the message must name the op and `part` (a slot or an argument). */
@@ -318,14 +366,21 @@ OT_UNUSED static void ot_finite_difference(struct ot *t, enum fd_op fwd, const v
 OT_UNUSED static int ot_main_with(void (*body)(struct ot *), bool same_bits) {
   static struct ot t;
   t.same_bits = same_bits;
-  for (int threads = 1; threads <= 3; threads += 2) {
-    if (fd_ctx_create(&fd_cpu_backend, threads, NULL, &t.ctx) != FD_OK) {
+  for (int round = 0; round < OT_ROUNDS; round++) {
+#ifdef FD_EMULATE
+    const int threads = 1;
+    fd_emu_seed((unsigned)round); /* another order of blocks, warps and lanes */
+#else
+    const int threads = 1 + 2 * round;
+#endif
+    if (fd_ctx_create(&OT_BACKEND, threads, NULL, &t.ctx) != FD_OK) {
       printf("%s\n", fd_status_message());
       return 1;
     }
     t.what = "";
     t.draws = 0;
-    t.first_pass = threads == 1;
+    t.first_pass = round == 0;
+    t.at_hash = 0;
     if (threads > 1) cpu_grain = 1; /* small shapes are shared out too */
     body(&t);
     ot_reset(&t);

@@ -19,6 +19,7 @@ void fd_emu_seed(unsigned seed);
 #include <cuda_bf16.h>
 #include <math.h>
 #include <string.h>
+#include <type_traits>
 #include <vector_functions.h>
 
 #undef __shared__
@@ -42,12 +43,15 @@ cudaError_t fd_emu_run(const char *name, const void *kernel, dim3 grid, dim3 blo
                        void (*entry)(void *), void *closure, size_t closure_bytes);
 void *fd_emu_smem(void);
 
-template <class F>
-cudaError_t fd_emu_launch(const char *name, const void *kernel, dim3 grid, dim3 block, size_t smem, cudaStream_t, F f) {
-  return fd_emu_run(name, kernel, grid, block, smem, [](void *p) { (*(F *)p)(); }, &f, sizeof f);
+/* Arguments are evaluated by the host, once, as a launch does. */
+template <class... P>
+cudaError_t fd_emu_launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, cudaStream_t,
+                          typename std::common_type<P>::type... a) {
+  auto f = [=] { kernel(a...); };
+  return fd_emu_run(name, (const void *)kernel, grid, block, smem, [](void *p) { (*(decltype(f) *)p)(); }, &f, sizeof f);
 }
 #define FD_LAUNCH(kernel, grid, block, smem, stream, ...) \
-  fd_emu_launch(#kernel, (const void *)(kernel), (grid), (block), (smem), (stream), [=] { (kernel)(__VA_ARGS__); })
+  fd_emu_launch(#kernel, (kernel), (grid), (block), (smem), (stream), __VA_ARGS__)
 #define FD_SMEM(T, name) T *const name = (T *)fd_emu_smem()
 
 template <class R, class... A>
