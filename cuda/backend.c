@@ -36,8 +36,6 @@ static fd_status cuda_prepare(fd_ctx *ctx, enum fd_op op, const void *args, size
     case FD_OP_conv2d_fwd:
     case FD_OP_conv2d_bwd_data:
     case FD_OP_conv2d_bwd_weights:
-    case FD_OP_attention_fwd:
-    case FD_OP_attention_bwd:
     case FD_OP_matmul: break;
     default: {
       const fd_status st = cpu_check(op, args);

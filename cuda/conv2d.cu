@@ -25,8 +25,8 @@ template <class T> __global__ void conv_rows(const T *x, T *rows, geometry g, in
   }
 }
 
-/* dx = sum over the kernel elements that read a pixel: a gather, so that the order is fixed */
-template <class T> __global__ void conv_gather(const T *rows, T *dx, bool acc, geometry g, int64_t n) {
+/* dx = sum over the kernel elements that read a pixel: a gather, so that the order is fixed; rows are f32, so that dx is rounded once */
+template <class T> __global__ void conv_gather(const float *rows, T *dx, bool acc, geometry g, int64_t n) {
   const int64_t K = g.I * g.kh * g.kw;
   for (int64_t e = (int64_t)blockIdx.x * BLOCK + threadIdx.x; e < n; e += (int64_t)BLOCK * gridDim.x) {
     const int64_t i = e % g.I, w = e / g.I % g.W, y = e / (g.I * g.W) % g.H, b = e / (g.I * g.W * g.H);
@@ -100,7 +100,7 @@ enum what { FORWARD, DATA, WEIGHTS };
 void product_of(product *m, enum what what, const plan &p, int64_t n, void *rows, const fd_tensor *y, void *y_at, const fd_tensor *w,
                 const fd_tensor *bias, unsigned acc) {
   const int64_t pixels = n * p.g.Ho * p.g.Wo;
-  const fd_tensor r = matrix(rows, pixels, p.K, y->dtype), ym = matrix(y_at, pixels, p.O, y->dtype);
+  const fd_tensor r = matrix(rows, pixels, p.K, what == DATA ? FD_F32 : y->dtype), ym = matrix(y_at, pixels, p.O, y->dtype);
   const fd_tensor wm = matrix(w->data, p.O, p.K, w->dtype);
   *m = product{};
   m->args.acc = acc;
@@ -157,20 +157,20 @@ fd_status rows_of(fd_ctx *ctx, const plan &p, const fd_tensor *x, int64_t first,
   return x->dtype == FD_BF16 ? make_rows(ctx, p, (const fd::bf16 *)from, (fd::bf16 *)*rows, n) : make_rows(ctx, p, (const float *)from, (float *)*rows, n);
 }
 
-template <class T> fd_status gather(fd_ctx *ctx, const plan &p, const T *rows, T *dx, bool acc, int64_t n) {
+template <class T> fd_status gather(fd_ctx *ctx, const plan &p, const float *rows, T *dx, bool acc, int64_t n) {
   const int64_t count = n * p.g.H * p.g.W * p.g.I;
   if (count == 0) return FD_OK;
   return FD_CUDA(FD_LAUNCH(conv_gather<T>, fd::stride_blocks(ctx, count, BLOCK), BLOCK, 0, fd_cuda_stream(ctx), rows, dx, acc, p.g, count));
 }
 
-fd_status check(enum fd_op op, const fd_tensor *x, const fd_tensor *w, const fd_tensor *y, const char *wname, int stride, int top, int left, int bottom, int right) {
+fd_status check(enum fd_op op, const fd_tensor *x, const fd_tensor *w, const fd_tensor *y, const char *wname, const char *yname, int stride, int top, int left, int bottom, int right) {
   if (x->ndim != 4) return fd_op_wrong_slot(op, "x", x, "[B, H, W, I]");
-  if (y->ndim != 4) return fd_op_wrong_slot(op, "y", y, "[B, Ho, Wo, O]");
+  if (y->ndim != 4) return fd_op_wrong_slot(op, yname, y, "[B, Ho, Wo, O]");
   if (w->ndim != 4 || w->shape[1] != x->shape[3]) return fd_op_wrong_slot(op, wname, w, "[O, %lld, kh, kw]", (long long)x->shape[3]);
   if (stride < 1 || top < 0 || left < 0 || bottom < 0 || right < 0) return fd_op_wrong_arg(op, "stride %d, padding %d %d %d %d", stride, top, left, bottom, right);
   const int64_t Ho = (x->shape[1] + top + bottom - w->shape[2]) / stride + 1, Wo = (x->shape[2] + left + right - w->shape[3]) / stride + 1;
   if (y->shape[0] != x->shape[0] || y->shape[1] != Ho || y->shape[2] != Wo || y->shape[3] != w->shape[0])
-    return fd_op_wrong_slot(op, "y", y, "[%lld, %lld, %lld, %lld]", (long long)x->shape[0], (long long)Ho, (long long)Wo, (long long)w->shape[0]);
+    return fd_op_wrong_slot(op, yname, y, "[%lld, %lld, %lld, %lld]", (long long)x->shape[0], (long long)Ho, (long long)Wo, (long long)w->shape[0]);
   return FD_OK;
 }
 
@@ -181,24 +181,27 @@ extern "C" fd_status cuda_conv2d_prepare(fd_ctx *ctx, enum fd_op op, const void 
   *scratch = 0;
   if (op == FD_OP_conv2d_fwd) {
     const struct fd_conv2d_fwd_args *a = (const struct fd_conv2d_fwd_args *)args;
-    st = check(op, a->x, a->w, a->y, "w", a->stride, a->pad_top, a->pad_left, a->pad_bottom, a->pad_right);
+    st = check(op, a->x, a->w, a->y, "w", "y", a->stride, a->pad_top, a->pad_left, a->pad_bottom, a->pad_right);
+    if (st == FD_OK && a->bias && fd_tensor_numel(a->bias) != a->w->shape[0])
+      st = fd_op_wrong_slot(op, "bias", a->bias, "[%lld]", (long long)a->w->shape[0]);
+    if (st == FD_OK && a->residual && fd_tensor_numel(a->residual) != fd_tensor_numel(a->y)) st = fd_op_wrong_slot(op, "residual", a->residual, "as y");
     fd_tensor w = *a->w;
     w.dtype = a->x->dtype;
     return st == FD_OK ? prepare(ctx, FORWARD, plan_of(a->x, a->y, a->w, a->stride, a->pad_top, a->pad_left), a->y, &w, a->bias, scratch) : st;
   }
   if (op == FD_OP_conv2d_bwd_data) {
     const struct fd_conv2d_bwd_data_args *a = (const struct fd_conv2d_bwd_data_args *)args;
-    st = check(op, a->dx, a->w, a->dy, "w", a->stride, a->pad_top, a->pad_left, a->pad_bottom, a->pad_right);
+    st = check(op, a->dx, a->w, a->dy, "w", "dy", a->stride, a->pad_top, a->pad_left, a->pad_bottom, a->pad_right);
     if (st != FD_OK) return st;
     fd_tensor w = *a->w;
     w.dtype = a->dx->dtype;
     plan p = plan_of(a->dx, a->dy, a->w, a->stride, a->pad_top, a->pad_left);
     p.direct = false; /* the product writes rows, which are then gathered */
-    p.rows_bytes = ((size_t)(p.chunk * p.g.Ho * p.g.Wo * p.K) * fd_dtype_bytes(a->dx->dtype) + 255) & ~(size_t)255;
+    p.rows_bytes = ((size_t)(p.chunk * p.g.Ho * p.g.Wo * p.K) * sizeof(float) + 255) & ~(size_t)255;
     return prepare(ctx, DATA, p, a->dy, &w, NULL, scratch);
   }
   const struct fd_conv2d_bwd_weights_args *a = (const struct fd_conv2d_bwd_weights_args *)args;
-  st = check(op, a->x, a->dw, a->dy, "dw", a->stride, a->pad_top, a->pad_left, a->pad_bottom, a->pad_right);
+  st = check(op, a->x, a->dw, a->dy, "dw", "dy", a->stride, a->pad_top, a->pad_left, a->pad_bottom, a->pad_right);
   if (st == FD_OK) st = prepare(ctx, WEIGHTS, plan_of(a->x, a->dy, a->dw, a->stride, a->pad_top, a->pad_left), a->dy, a->dw, NULL, scratch);
   if (st == FD_OK && a->dbias) {
     struct fd_colsum_args sum = {};
@@ -214,18 +217,18 @@ extern "C" fd_status cuda_conv2d_fwd(fd_ctx *ctx, const struct fd_conv2d_fwd_arg
   const plan p = plan_of(a->x, a->y, a->w, a->stride, a->pad_top, a->pad_left);
   fd_tensor w;
   fd_status st = weights_of(ctx, p, a->w, a->x->dtype, &w);
+  if (st == FD_OK && a->residual) { /* first, so that the sum is rounded once */
+    struct fd_cast_args cast = {};
+    cast.x = a->residual, cast.y = a->y;
+    st = cuda_cast(ctx, &cast);
+  }
   for (int64_t b = 0; b < p.B && st == FD_OK; b += p.chunk) {
     const int64_t n = p.chunk < p.B - b ? p.chunk : p.B - b;
     void *rows;
     product m;
     st = rows_of(ctx, p, a->x, b, n, &rows);
-    product_of(&m, FORWARD, p, n, rows, a->y, at(a->y, b * p.g.Ho * p.g.Wo * p.O), &w, a->bias, 0);
+    product_of(&m, FORWARD, p, n, rows, a->y, at(a->y, b * p.g.Ho * p.g.Wo * p.O), &w, a->bias, a->residual ? 16u : 0u);
     if (st == FD_OK) st = multiply(ctx, p, &m);
-  }
-  if (st == FD_OK && a->residual) {
-    struct fd_add_fwd_args add = {};
-    add.x = a->y, add.y = a->residual, add.z = a->y;
-    st = cuda_add_fwd(ctx, &add);
   }
   return st;
 }
@@ -234,7 +237,7 @@ extern "C" fd_status cuda_conv2d_bwd_data(fd_ctx *ctx, const struct fd_conv2d_bw
   plan p = plan_of(a->dx, a->dy, a->w, a->stride, a->pad_top, a->pad_left);
   fd_status st = FD_OK;
   const bool acc = (a->acc >> 2 & 1) != 0;
-  p.rows_bytes = ((size_t)(p.chunk * p.g.Ho * p.g.Wo * p.K) * fd_dtype_bytes(a->dx->dtype) + 255) & ~(size_t)255;
+  p.rows_bytes = ((size_t)(p.chunk * p.g.Ho * p.g.Wo * p.K) * sizeof(float) + 255) & ~(size_t)255;
   fd_tensor w;
   st = weights_of(ctx, p, a->w, a->dx->dtype, &w);
   for (int64_t b = 0; b < p.B && st == FD_OK; b += p.chunk) {
@@ -244,7 +247,7 @@ extern "C" fd_status cuda_conv2d_bwd_data(fd_ctx *ctx, const struct fd_conv2d_bw
     product_of(&m, DATA, p, n, ctx->scratch, a->dy, at(a->dy, b * p.g.Ho * p.g.Wo * p.O), &w, NULL, 0);
     st = multiply(ctx, p, &m);
     if (st == FD_OK)
-      st = a->dx->dtype == FD_BF16 ? gather(ctx, p, (const fd::bf16 *)ctx->scratch, (fd::bf16 *)dx, acc, n)
+      st = a->dx->dtype == FD_BF16 ? gather(ctx, p, (const float *)ctx->scratch, (fd::bf16 *)dx, acc, n)
                                    : gather(ctx, p, (const float *)ctx->scratch, (float *)dx, acc, n);
   }
   return st;
@@ -254,6 +257,7 @@ extern "C" fd_status cuda_conv2d_bwd_weights(fd_ctx *ctx, const struct fd_conv2d
   plan p = plan_of(a->x, a->dy, a->dw, a->stride, a->pad_top, a->pad_left);
   fd_status st = FD_OK;
   p.weights_bytes = 0; /* dw is written, not read */
+  if (fd_tensor_numel(a->dy) == 0 && !(a->acc >> 2 & 1)) st = FD_CUDA(cudaMemsetAsync(a->dw->data, 0, fd_tensor_bytes(a->dw), fd_cuda_stream(ctx)));
   for (int64_t b = 0; b < p.B && st == FD_OK; b += p.chunk) {
     const int64_t n = p.chunk < p.B - b ? p.chunk : p.B - b;
     const bool acc = b > 0 || (a->acc >> 2 & 1);

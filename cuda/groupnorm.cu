@@ -100,10 +100,15 @@ template <class T> fd_status forward(fd_ctx *ctx, const struct fd_groupnorm_fwd_
 }
 
 template <class T> fd_status backward(fd_ctx *ctx, const struct fd_groupnorm_bwd_args *a) {
+  if (fd_tensor_numel(a->x) == 0) { /* sums over nothing */
+    fd_status none = FD_OK;
+    if (a->dw && !(a->acc >> 6 & 1)) none = FD_CUDA(cudaMemsetAsync(a->dw->data, 0, fd_tensor_bytes(a->dw), fd_cuda_stream(ctx)));
+    if (none == FD_OK && a->db && !(a->acc >> 7 & 1)) none = FD_CUDA(cudaMemsetAsync(a->db->data, 0, fd_tensor_bytes(a->db), fd_cuda_stream(ctx)));
+    return none;
+  }
   const group g = group_of(a->x, a->groups);
   cudaStream_t stream = fd_cuda_stream(ctx);
   fd_status st = FD_OK;
-  if (fd_tensor_numel(a->x) == 0) return FD_OK;
   if (a->dw || a->db)
     st = FD_CUDA(FD_LAUNCH(groupnorm_weights<T>, (unsigned)g.C, BLOCK, 0, stream, (const T *)a->dy->data, (const T *)a->x->data, a->w->data,
                            fd::is_bf16(a->w), a->b->data, fd::is_bf16(a->b), (const float *)a->stats->data, (float *)fd::data(a->dw),

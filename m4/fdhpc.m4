@@ -133,13 +133,13 @@ AC_DEFINE_UNQUOTED([FD_CONFIGURED_CC], ["$CC"], [compiler this was configured wi
 ])
 
 # FDHPC_CUDA
-# --with-cuda[=DIR]: yes and DIR insist, no never looks, the default takes CUDA where nvcc, cuBLASLt and NCCL are all there.
+# --with-cuda[=DIR] builds the backend: it needs nvcc, cuBLASLt and NCCL. Not the default as long as it has not been run on a GPU.
 # Sets NVCC, NVCC_ARCH, NVCCFLAGS, CUDA_CPPFLAGS, CUDA_LDFLAGS, CUDA_LIBS and the conditional CUDA; and the conditional EMULATE, which
 # needs the toolkit's headers only: kernels are then tested on the CPU.
 AC_DEFUN([FDHPC_CUDA], [
 AC_ARG_WITH([cuda],
-    [AS_HELP_STRING([--with-cuda@<:@=DIR@:>@], [build the CUDA path; the toolkit is under DIR @<:@default: where found@:>@])],
-    [], [with_cuda=check])
+    [AS_HELP_STRING([--with-cuda@<:@=DIR@:>@], [build the CUDA backend; the toolkit is under DIR @<:@default: no@:>@])],
+    [], [with_cuda=no])
 AC_ARG_WITH([cuda-arch],
     [AS_HELP_STRING([--with-cuda-arch=LIST], [GPU architectures to build for, commas between them @<:@80,90a@:>@])],
     [], [with_cuda_arch=80,90a])
@@ -162,7 +162,6 @@ AS_IF([test "$with_cuda" != no], [
          done])
     AS_IF([test -z "$NVCC"], [AC_MSG_RESULT([no]); fdhpc_cuda_why="no nvcc"],
         [AC_MSG_RESULT([$fdhpc_cuda_dir])
-         CUDA_HEADERS=$fdhpc_cuda_dir/include
          fdhpc_cuda_lib=$fdhpc_cuda_dir/lib64
          test -d "$fdhpc_cuda_lib" || fdhpc_cuda_lib=$fdhpc_cuda_dir/lib
          CUDA_CPPFLAGS="-isystem $fdhpc_cuda_dir/include"
@@ -211,8 +210,11 @@ int launch(void *);]], [[int v; return (int)cublasLtGetVersion() + ncclGetVersio
 AS_IF([test $fdhpc_cuda = yes],
     [fdhpc_version="$fdhpc_cuda_dir, for $with_cuda_arch"],
     [CUDA_LDFLAGS= CUDA_LIBS=
-     fdhpc_version="no${fdhpc_cuda_why:+ ($fdhpc_cuda_why)}"])
+     fdhpc_version="no (--with-cuda=DIR)"])
 AM_CONDITIONAL([CUDA], [test $fdhpc_cuda = yes])
+for d in $CUDA_HOME $CUDA_PATH $fdhpc_cuda_dir /usr/local/cuda /usr/lib/cuda /usr; do
+    AS_IF([test -z "$CUDA_HEADERS" && test -f "$d/include/cuda_bf16.h"], [CUDA_HEADERS=$d/include])
+done
 AM_CONDITIONAL([EMULATE], [test -f "$CUDA_HEADERS/cuda_bf16.h" && test `uname -m` = x86_64])
 FDHPC_ROW([CUDA], [$fdhpc_version], [the GPU backend])
 ])

@@ -166,7 +166,7 @@ OT_UNUSED static void ot_reset(struct ot *t) {
 
 /* ---- running ----------------------------------------------------------------------------------------------------- */
 
-static void ot_check_guards(struct ot *t, const char *op) {
+OT_UNUSED static void ot_check_guards(struct ot *t, const char *op) {
   for (int k = 0; k < t->n_tensors; k++) {
     const unsigned char *p = (const unsigned char *)t->tensor[k].data, *end = p + fd_tensor_bytes(&t->tensor[k]);
     for (int i = 0; i < OT_GUARD; i++)

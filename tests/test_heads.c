@@ -192,7 +192,7 @@ static void misuse(struct ot *t) {
   OT_MISUSE(t, "dtext_kv is f32 [4, 8]", heads_bwd, .dq = q, .dk = k, .dv = k, .qkv = qkv, .dqkv = qkv, .dtext_kv = text_kv, SIZES);
   ot_set(text, 2, 3), ot_set(text, 3, 2); /* rows 3 and 4 of 4: seen when the op runs */
   struct fd_heads_fwd_args fwd = {.qkv = qkv, .q = q, .k = kt, .v = kt, .text_kv = text_kv, .text = text, .L = 2, SIZES};
-  OT_CHECK(t, OT_ON_DEVICE || fd_op_run(t->ctx, FD_OP_heads_fwd, &fwd) == FD_ERR_ARG && strstr(fd_status_message(), "text[1] = (3, 2)"));
+  OT_CHECK(t, OT_ON_DEVICE || (fd_op_run(t->ctx, FD_OP_heads_fwd, &fwd) == FD_ERR_ARG && strstr(fd_status_message(), "text[1] = (3, 2)")));
 }
 
 static void body(struct ot *t) {

@@ -132,7 +132,7 @@ static void misuse(struct ot *t) {
   OT_MISUSE(t, "acc bit 1 (x)", rmsnorm_bwd, .dy = x, .x = x, .w = w, .rstd = rstd, .dx = y, .acc = 2);
   fd_tensor *count9 = ot_count(t, 9); /* a wrong count shows only when the op runs */
   struct fd_rmsnorm_fwd_args fwd = {.x = x, .w = w, .y = y, .count = count9, .shift_col = -1, .scale_col = -1};
-  OT_CHECK(t, OT_ON_DEVICE || fd_op_run(t->ctx, FD_OP_rmsnorm_fwd, &fwd) == FD_ERR_ARG && strstr(fd_status_message(), "count = 9"));
+  OT_CHECK(t, OT_ON_DEVICE || (fd_op_run(t->ctx, FD_OP_rmsnorm_fwd, &fwd) == FD_ERR_ARG && strstr(fd_status_message(), "count = 9")));
 }
 
 static void body(struct ot *t) {

@@ -55,7 +55,7 @@ static void embed(struct ot *t, int64_t R, int64_t V, int64_t D, int64_t count, 
   if (used) {
     ot_set(ids, used - 1, (double)V);
     struct fd_embed_fwd_args bad = {.ids = ids, .table = table, .count = n, .y = y, .scale = 1};
-    OT_CHECK(t, OT_ON_DEVICE || fd_op_run(t->ctx, FD_OP_embed_fwd, &bad) == FD_ERR_ARG && strstr(fd_status_message(), "embed_fwd: ids"));
+    OT_CHECK(t, OT_ON_DEVICE || (fd_op_run(t->ctx, FD_OP_embed_fwd, &bad) == FD_ERR_ARG && strstr(fd_status_message(), "embed_fwd: ids")));
   }
   free(ref);
 }
