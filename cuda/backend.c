@@ -160,9 +160,15 @@ static fd_status cuda_from_device(fd_ctx *ctx, void *dst, const void *src, size_
 
 static fd_status cuda_sync(fd_ctx *ctx) { return FD_CUDA(cudaStreamSynchronize(fd_cuda_stream(ctx))); }
 
+static bool cuda_usable(void) {
+  int n = 0;
+  return cudaGetDeviceCount(&n) == cudaSuccess && n > 0;
+}
+
 const struct fd_backend fd_cuda_backend = {
     .name = "cuda",
     .ops = &kernels,
+    .usable = cuda_usable,
     .open = cuda_open,
     .close = cuda_close,
     .alloc = cuda_alloc,

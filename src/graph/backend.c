@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "base/log.h"
 #include "cpu/cpu.h"
 #ifdef FD_WITH_CUDA
 #include "cuda/cuda.h"
@@ -22,6 +23,10 @@ fd_status fd_backend_find(const char *name, const struct fd_backend **out) {
   bool automatic = strcmp(name, "auto") == 0;
   for (int i = 0; (b = fd_backend_at(i)); i++) {
     if (automatic ? b->not_built != NULL : strcmp(name, b->name) != 0) continue;
+    if (automatic && b->usable && !b->usable()) {
+      fd_log_info("backend %s: no usable device here, so the next one is taken", b->name);
+      continue;
+    }
     if (b->not_built) return FD_FAIL(FD_ERR_UNSUPPORTED, "backend %s is not built: %s", b->name, b->not_built);
     fd_status st = fd_backend_check(b);
     if (st == FD_OK) *out = b;
