@@ -4,6 +4,7 @@
 
 #include <mpi.h>
 #include <sched.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,6 +32,7 @@ struct fd_comm_impl {
   fd_node_sum *node_sum; /* for f32 where all ranks are on one node; made by the first reduction */
   bool node_sum_tried;
   double wait_s;
+  atomic_int waiting; /* for the watchdog: within a blocking call */
 };
 
 struct fd_shared_impl {
@@ -44,6 +46,18 @@ struct fd_shared_impl {
       st = mpi_failed(__FILE__, __LINE__, #call, mpi_rc);  \
       goto done;                                           \
     }                                                      \
+  } while (0)
+
+/* A blocking call: others may see that this rank waits. */
+#define TRY_WAIT(comm, call)                                                      \
+  do {                                                                            \
+    atomic_store_explicit(&(comm)->impl->waiting, 1, memory_order_relaxed);       \
+    int wait_rc = (call);                                                         \
+    atomic_store_explicit(&(comm)->impl->waiting, 0, memory_order_relaxed);       \
+    if (wait_rc != MPI_SUCCESS) {                                                 \
+      st = mpi_failed(__FILE__, __LINE__, #call, wait_rc);                        \
+      goto done;                                                                  \
+    }                                                                             \
   } while (0)
 
 static fd_status mpi_failed(const char *file, int line, const char *call, int rc) {
@@ -181,7 +195,7 @@ fd_status fd_agree(fd_comm *comm, fd_status st) {
     char file[256], text[4096];
   } m;
   int first = mine == FD_OK ? comm->size : comm->rank;
-  TRY_MPI(MPI_Allreduce(MPI_IN_PLACE, &first, 1, MPI_INT, MPI_MIN, world));
+  TRY_WAIT(comm, MPI_Allreduce(MPI_IN_PLACE, &first, 1, MPI_INT, MPI_MIN, world));
   if (first == comm->size) return FD_OK;
   if (first == comm->rank) {
     memset(&m, 0, sizeof m);
@@ -197,7 +211,7 @@ fd_status fd_agree(fd_comm *comm, fd_status st) {
     else
       snprintf(m.text, sizeof m.text, "%s", fd_status_message());
   }
-  TRY_MPI(MPI_Bcast(&m, (int)sizeof m, MPI_BYTE, first, world));
+  TRY_WAIT(comm, MPI_Bcast(&m, (int)sizeof m, MPI_BYTE, first, world));
   st = fd_fail((fd_status)m.status, m.file, m.line, "%s", m.text);
 done:
   return st;
@@ -205,14 +219,14 @@ done:
 
 fd_status fd_comm_barrier(fd_comm *comm) {
   fd_status st = FD_OK;
-  if (fd_comm_size(comm) > 1) TRY_MPI(MPI_Barrier(comm->impl->world));
+  if (fd_comm_size(comm) > 1) TRY_WAIT(comm, MPI_Barrier(comm->impl->world));
 done:
   return st;
 }
 
 fd_status fd_comm_node_barrier(fd_comm *comm) {
   fd_status st = FD_OK;
-  if (comm && comm->node_size > 1) TRY_MPI(MPI_Barrier(comm->impl->node));
+  if (comm && comm->node_size > 1) TRY_WAIT(comm, MPI_Barrier(comm->impl->node));
 done:
   return st;
 }
@@ -222,7 +236,7 @@ fd_status fd_comm_bcast(fd_comm *comm, void *data, size_t bytes, int root) {
   if (fd_comm_size(comm) == 1) return st;
   for (size_t at = 0; at < bytes;) {
     size_t n = bytes - at < comm->impl->piece_bytes ? bytes - at : comm->impl->piece_bytes;
-    TRY_MPI(MPI_Bcast((char *)data + at, (int)n, MPI_BYTE, root, comm->impl->world));
+    TRY_WAIT(comm, MPI_Bcast((char *)data + at, (int)n, MPI_BYTE, root, comm->impl->world));
     at += n;
   }
 done:
@@ -255,7 +269,7 @@ fd_status fd_comm_allgather(fd_comm *comm, const void *mine, size_t bytes, void 
   if (bytes) memcpy((char *)all + (size_t)rank * bytes, mine, bytes);
   /* one broadcast per rank: sizes are small or rare, and the cutting is that of the broadcast */
   if (size > 1 && bytes < ((size_t)1 << 20)) {
-    TRY_MPI(MPI_Allgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, all, (int)bytes, MPI_BYTE, comm->impl->world));
+    TRY_WAIT(comm, MPI_Allgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, all, (int)bytes, MPI_BYTE, comm->impl->world));
   } else {
     for (int r = 0; r < size; r++) FD_TRY(fd_comm_bcast(comm, (char *)all + (size_t)r * bytes, bytes, r));
   }
@@ -296,7 +310,7 @@ static fd_status allreduce(fd_comm *comm, void *values, int64_t n, size_t bytes,
   int64_t most = (int64_t)(comm->impl->piece_bytes / bytes);
   for (int64_t at = 0; at < n;) {
     int64_t k = n - at < most ? n - at : most;
-    TRY_MPI(MPI_Allreduce(MPI_IN_PLACE, (char *)values + (size_t)at * bytes, (int)k, type, ops[op], comm->impl->world));
+    TRY_WAIT(comm, MPI_Allreduce(MPI_IN_PLACE, (char *)values + (size_t)at * bytes, (int)k, type, ops[op], comm->impl->world));
     at += k;
   }
 done:
@@ -404,6 +418,7 @@ fd_status fd_comm_reduce_wait(fd_comm *comm, int request) {
   if (request < 0 || request >= impl->n_requests || impl->n_open[request] < 0)
     FD_TRY(FD_FAIL(FD_ERR_ARG, "reduce request %d was not started", request));
   double t = MPI_Wtime();
+  atomic_store_explicit(&impl->waiting, 1, memory_order_relaxed);
   while (impl->n_open[request] > 0) {
     int n = 0;
     if (impl->node_sum && fd_node_sum_busy(impl->node_sum)) { /* each kind of sum goes on while the other waits */
@@ -417,6 +432,7 @@ fd_status fd_comm_reduce_wait(fd_comm *comm, int request) {
   impl->n_open[request] = -1;
   impl->wait_s += MPI_Wtime() - t;
 done:
+  atomic_store_explicit(&impl->waiting, 0, memory_order_relaxed);
   return st;
 }
 
@@ -431,6 +447,10 @@ fd_status fd_comm_progress(fd_comm *comm) {
   if (n > 0) retire(impl, n);
 done:
   return st;
+}
+
+bool fd_comm_is_waiting(const fd_comm *comm) {
+  return comm && atomic_load_explicit(&comm->impl->waiting, memory_order_relaxed);
 }
 
 double fd_comm_take_wait_s(fd_comm *comm) {

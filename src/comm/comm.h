@@ -3,7 +3,8 @@
 //
 // Invariants: every message is cut into pieces below 2 GiB and 2^30 elements (counts of MPI are ints). Sums are formed
 // in an order that depends on the number of ranks and elements only, and every rank gets the same bits.
-// All functions are called from one thread, except fd_comm_abort. Floor 2: it knows types, not tensors, so io may use it.
+// All functions are called from one thread, except fd_comm_abort and
+// fd_comm_is_waiting. Floor 2: it knows types, not tensors, so io may use it.
 #ifndef FD_COMM_COMM_H
 #define FD_COMM_COMM_H
 
@@ -72,6 +73,8 @@ fd_status fd_comm_progress(fd_comm *comm);
 
 /** Seconds that fd_comm_reduce_wait has waited since the last call of this: what was not hidden behind computation. Local. */
 double fd_comm_take_wait_s(fd_comm *comm);
+/** Whether this rank is waiting for others just now, within any function of this file. Any thread. */
+bool fd_comm_is_waiting(const fd_comm *comm);
 /** Largest message in bytes, for tests of the cutting: sums of f32 then go through MPI on one node too. Default and most: 1 GiB. The same on all ranks, none outstanding. */
 void fd_comm_set_piece_bytes(fd_comm *comm, size_t bytes);
 

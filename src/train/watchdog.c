@@ -10,9 +10,13 @@
 #include <time.h>
 #include <unistd.h>
 
+#define BEAT_NS INT64_C(200000000)
+
 /* One rank's place, in memory that the node shares. Text may be seen half-changed: it is for a message only. */
 struct place {
   _Atomic int64_t step, since_ns, started_ns;
+  _Atomic int64_t beat_ns; /* its watchdog was alive: not so for a process that is stopped or gone */
+  atomic_int waiting;      /* for other ranks, as of that moment */
   int rank;
   char phase[32];
 };
@@ -45,21 +49,32 @@ static int64_t now_ns(void) {
   return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
+/* The higher, the more likely the others wait for it. */
+static int suspicion(const struct place *p, int64_t now) {
+  if (now - p->beat_ns > 5 * BEAT_NS) return 2;
+  return p->waiting ? 0 : 1;
+}
+
 static void report(const fd_watchdog *w, char *text, size_t bytes) {
-  int64_t now = now_ns();
-  int n = w->comm ? w->comm->node_size : 1, longest = 0;
+  const int64_t now = now_ns();
+  const struct place *place = w->shared->place;
+  const int n = w->comm ? w->comm->node_size : 1;
+  int worst = 0;
   const char *host = w->comm ? w->comm->host : "this machine";
-  for (int i = 1; i < n; i++) /* who waits for another entered its phase after it */
-    if (w->shared->place[i].since_ns < w->shared->place[longest].since_ns) longest = i;
+  for (int i = 1; i < n; i++) {
+    const int a = suspicion(&place[i], now), b = suspicion(&place[worst], now);
+    if (a > b || (a == b && place[i].since_ns < place[worst].since_ns)) worst = i;
+  }
   size_t at = (size_t)snprintf(text, bytes,
                                "fdhpc: watchdog: a step is not finished after %.3g s (trainer.watchdog_minutes), so the job ends. "
                                "The ranks of %s:\n",
                                w->seconds, host);
   for (int i = 0; i < n && at < bytes; i++) {
-    const struct place *p = &w->shared->place[i];
-    at += (size_t)snprintf(text + at, bytes - at, "fdhpc: watchdog: rank %d on %s: step %lld, phase %.31s for %.1f s%s\n", p->rank, host,
-                           (long long)p->step, p->phase, (double)(now - p->since_ns) * 1e-9,
-                           n > 1 && i == longest ? " (stands still the longest)" : "");
+    static const char *const how[] = {"waits for others", "does not wait for others", "does not answer"};
+    const struct place *p = &place[i];
+    at += (size_t)snprintf(text + at, bytes - at, "fdhpc: watchdog: rank %d on %s: step %lld, phase %.31s for %.1f s: %s%s\n", p->rank, host,
+                           (long long)p->step, p->phase, (double)(now - p->since_ns) * 1e-9, how[suspicion(p, now)],
+                           n > 1 && i == worst ? " (look here first)" : "");
   }
 }
 
@@ -84,12 +99,15 @@ static void *watch(void *arg) {
   fd_watchdog *w = arg;
   pthread_mutex_lock(&w->lock);
   while (!w->stop) {
-    int64_t deadline = w->mine->started_ns + (int64_t)(w->seconds * 1e9);
-    if (now_ns() >= deadline) {
+    const int64_t now = now_ns(), deadline = w->mine->started_ns + (int64_t)(w->seconds * 1e9);
+    w->mine->waiting = fd_comm_is_waiting(w->comm);
+    w->mine->beat_ns = now;
+    if (now >= deadline) {
       expire(w);
       break;
     }
-    struct timespec t = {.tv_sec = deadline / 1000000000, .tv_nsec = deadline % 1000000000};
+    const int64_t next = deadline < now + BEAT_NS ? deadline : now + BEAT_NS;
+    struct timespec t = {.tv_sec = next / 1000000000, .tv_nsec = next % 1000000000};
     pthread_cond_timedwait(&w->wake, &w->lock, &t);
   }
   pthread_mutex_unlock(&w->lock);
@@ -114,6 +132,7 @@ fd_status fd_watchdog_create(fd_comm *comm, double seconds, fd_watchdog **out) {
   w->mine->rank = fd_comm_rank(comm);
   fd_watchdog_phase(w, "start");
   fd_watchdog_step(w, -1);
+  w->mine->beat_ns = now_ns();
   FD_TRY(fd_comm_node_barrier(comm));
   pthread_condattr_t a;
   pthread_condattr_init(&a);
