@@ -12,6 +12,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/clones.h"
+
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "bytes are written as they are in memory");
 
 static const char units[] =
@@ -19,8 +21,7 @@ static const char units[] =
     "counter_*: events since step 0; model, ema: weights, no unit; exp_avg, exp_avg_sq: first and second moment of the "
     "gradient per element; checksum: io/checkpoint.h";
 
-__attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"))) static uint64_t sum_words(const uint32_t *b,
-                                                                                                        uint64_t i0, int64_t n) {
+FD_CLONES static uint64_t sum_words(const uint32_t *b, uint64_t i0, int64_t n) {
   uint64_t sum = 0;
   for (int64_t i = 0; i < n; i++) {
     uint64_t t = (i0 + (uint64_t)i) * UINT64_C(0x9E3779B97F4A7C15) + b[i];

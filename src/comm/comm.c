@@ -11,6 +11,7 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include "base/clones.h"
 #include "base/log.h"
 #include "comm/node_sum.h"
 
@@ -67,8 +68,7 @@ static fd_status mpi_failed(const char *file, int line, const char *call, int rc
   return fd_fail(FD_ERR_COMM, file, line, "%.*s: %s", (int)strcspn(call, "("), call, text);
 }
 
-__attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"))) static void add_bf16(const fd_bf16 *x, fd_bf16 *y,
-                                                                                                   int n) {
+FD_CLONES static void add_bf16(const fd_bf16 *x, fd_bf16 *y, int n) {
   for (int i = 0; i < n; i++) y[i] = fd_f32_to_bf16(fd_bf16_to_f32(x[i]) + fd_bf16_to_f32(y[i]));
 }
 

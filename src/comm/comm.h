@@ -3,8 +3,8 @@
 //
 // Invariants: every message is cut into pieces below 2 GiB and 2^30 elements (counts of MPI are ints). Sums are formed
 // in an order that depends on the number of ranks and elements only, and every rank gets the same bits.
-// All functions are called from one thread, except fd_comm_abort and
-// fd_comm_is_waiting. Floor 2: it knows types, not tensors, so io may use it.
+// All functions are called from one thread, except fd_comm_abort and fd_comm_is_waiting. Floor 2: it knows types, not tensors,
+// so io may use it.
 #ifndef FD_COMM_COMM_H
 #define FD_COMM_COMM_H
 

@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clones.h"
+
 enum { SLOTS = 4, CHUNK = 1 << 16 /* elements: two slots' rows stay in a core's cache */, BLOCK = 1024 };
 
 /* Chunks done by a rank; a cache line each, so that ranks do not disturb each other. */
@@ -137,8 +139,7 @@ static bool write_stage(fd_node_sum *s) {
   return true;
 }
 
-__attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"))) static void add(const float *restrict x,
-                                                                                              float *restrict y, int64_t n) {
+FD_CLONES static void add(const float *restrict x, float *restrict y, int64_t n) {
   for (int64_t i = 0; i < n; i++) y[i] += x[i];
 }
 
