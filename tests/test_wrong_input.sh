@@ -3,6 +3,7 @@
 # Wrong input: what a user may get wrong, the exit code and the message that must come of it. One row per kind:
 #   wrong NAME EXIT 'PATTERN' 'CONFIGURATION' ARGUMENT...   the configuration becomes x.cfg; PATTERN is grep's (extended)
 # Each message is one error line that says what and where; nothing else may be printed as an error.
+start=$PWD
 case $top_builddir in /*) ;; *) top_builddir=$PWD/$top_builddir ;; esac
 fdhpc=$top_builddir/fdhpc
 work=$(mktemp -d) && cd "$work" || exit 1
@@ -200,6 +201,15 @@ echo 'no checkpoint' >kept/checkpoints/step-1.h5
 wrong 'checkpoint is no HDF5' '4' 'kept/checkpoints/step-1.h5' 'extends = "good.cfg"; trainer = { max_steps = 2; resume_from = 1; };' x.cfg
 
 wrong 'verify: no records' 1 'no case.json' '' verify d
+
+# ---- two ranks that find the same fault: one message, the exit code of one
+case $top_srcdir in /*) ;; *) top_srcdir=$start/$top_srcdir ;; esac
+alone=$fdhpc
+fdhpc=$work/two
+printf '#!/bin/sh\nexec sh "%s/tests/mpirun.sh" "%s" "$@"\n' "$top_srcdir" "$alone" >two && chmod +x two
+wrong 'two ranks: unknown key' 2 'x.cfg:1: unknown key trainer.sede' 'trainer = { sede = 1; };' x.cfg
+wrong 'two ranks: no data' 2 'data.data_path is empty' 'extends = "base.cfg"; data = { data_path = ""; };' x.cfg
+wrong 'two ranks: unknown flag' 2 'unknown flag --fast' '' train x.cfg --fast
 
 echo "$((rows - failed)) passed, $failed failed, 0 skipped"
 exit $((failed > 0))
