@@ -36,4 +36,4 @@ echo "== single ops"
 $one "$tests/bench_kernels"
 echo
 echo "== data path: JPEG of 512 x 512 to tokens and pixels"
-$one "$tests/bench_data"
+$one top_srcdir=. "$tests/bench_data"
