@@ -14,6 +14,7 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include "base/files.h"
 #include "io/checkpoint_layout.h"
 
 #define CHUNK ((int64_t)1 << 20) /* elements per pwrite: 4 MiB, so what was summed is still in cache when it is written */
@@ -144,22 +145,6 @@ done:
 }
 
 /* ---- folders ------------------------------------------------------------------------------------------------------- */
-
-static fd_status make_folder(const char *dir) {
-  char part[4096];
-  snprintf(part, sizeof part, "%s", dir);
-  for (char *p = part + 1; ; p++) {
-    if (*p != '/' && *p) continue;
-    char c = *p;
-    *p = 0;
-    if (mkdir(part, 0777) != 0 && errno != EEXIST) return FD_FAIL(FD_ERR_IO, "%s: cannot make the folder: %s", part, strerror(errno));
-    *p = c;
-    if (!c) break;
-  }
-  struct stat s;
-  if (stat(dir, &s) != 0 || !S_ISDIR(s.st_mode)) return FD_FAIL(FD_ERR_IO, "%s: is not a folder", dir);
-  return FD_OK;
-}
 
 /* "step-N.h5" to N; -1 for other names, ".part" among them. */
 static int64_t step_of(const char *name) {
@@ -328,7 +313,7 @@ fd_status fd_checkpoint_write(fd_comm *comm, const char *dir, const struct fd_ch
 
   /* layout and room */
   if (root) {
-    st = make_folder(dir);
+    st = fd_folder_make(dir);
     if (st == FD_OK) {
       remove_parts(dir);
       made = true;

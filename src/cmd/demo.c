@@ -5,8 +5,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
+#include "base/files.h"
 #include "base/log.h"
 #include "cmd/cmd.h"
 #include "eval/shapes.h"
@@ -85,7 +85,7 @@ static fd_status run(struct fd_run *run) {
   FD_TRY(fd_run_flag_int(run, "--side", 64, 16, 512, &side));
   const bool shuffle = fd_run_switch(run, "--shuffle_captions", false);
   const int64_t tars = (samples + PER_TAR - 1) / PER_TAR;
-  if (rank == 0 && mkdir(dir, 0777) != 0 && errno != EEXIST) st = FD_FAIL(FD_ERR_IO, "%s: cannot make the folder: %s", dir, strerror(errno));
+  if (rank == 0) st = fd_folder_make(dir);
   FD_TRY(fd_agree(run->comm, st));
   for (int64_t tar = rank; tar < tars && st == FD_OK; tar += size) {
     const int64_t first = tar * PER_TAR, last = first + PER_TAR < samples ? first + PER_TAR : samples;

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/files.h"
 #include "base/log.h"
 #include "base/models.h"
 #include "cmd/cmd.h"
@@ -229,7 +230,7 @@ static fd_status decode(struct coder *c, const char *in, const char *out, fd_dty
   pixels = malloc((size_t)bytes * sizeof *pixels);
   rgb = malloc((size_t)bytes);
   if (!one || !pixels || !rgb) FD_TRY(FD_FAIL(FD_ERR_NOMEM, "no memory for a picture"));
-  if (mkdir(out, 0777) != 0 && errno != EEXIST) FD_TRY(FD_FAIL(FD_ERR_IO, "%s: cannot make the folder: %s", out, strerror(errno)));
+  FD_TRY(fd_folder_make(out));
   for (int64_t i = 0; i < latents.shape[0]; i++) {
     char path[4096];
     transpose((const float *)latents.data + i * values, one, h * w, Z, true);

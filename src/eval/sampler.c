@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/files.h"
 #include "base/log.h"
 #include "base/rng.h"
 #include "graph/build.h"
@@ -298,18 +299,6 @@ fd_status fd_sampler_run(fd_sampler *s, int n, const struct fd_sample_request *r
 
 /* ---- many prompts, many ranks ------------------------------------------------------------------------------------ */
 
-static fd_status make_dir(const char *dir) {
-  char path[4096];
-  if (snprintf(path, sizeof path, "%s/", dir) >= (int)sizeof path) return FD_FAIL(FD_ERR_IO, "%s: the name is too long", dir);
-  for (char *p = path + 1; *p; p++) {
-    if (*p != '/') continue;
-    *p = 0;
-    if (mkdir(path, 0777) != 0 && errno != EEXIST) return FD_FAIL(FD_ERR_IO, "%s: cannot make the folder: %s", path, strerror(errno));
-    *p = '/';
-  }
-  return FD_OK;
-}
-
 static void picture_path(char *out, size_t bytes, const char *dir, int prompt, int sample, int n_samples, bool jpeg) {
   const char *end = jpeg ? "jpg" : "png";
   if (n_samples == 1)
@@ -366,7 +355,7 @@ fd_status fd_sample_prompts(fd_sampler *s, fd_comm *comm, int n_prompts, const c
   struct fd_sample_request *request = calloc((size_t)B, sizeof *request);
   unsigned char *rgb = malloc((size_t)(B * s->config.height * s->config.width * 3));
   if (!request || !rgb) st = FD_FAIL(FD_ERR_NOMEM, "no memory for a batch of %lld pictures", (long long)B);
-  if (st == FD_OK && rank == 0) st = make_dir(dir);
+  if (st == FD_OK && rank == 0) st = fd_folder_make(dir);
   FD_TRY(fd_agree(comm, st));
   for (int64_t batch = rank; batch < batches && st == FD_OK; batch += size) {
     st = run_batch(s, batch, total, prompts, n_samples, seed, dir, jpeg, request, rgb);

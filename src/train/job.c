@@ -11,6 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/files.h"
 #include "base/log.h"
 #include "base/threads.h"
 #include "io/loader.h"
@@ -61,21 +62,6 @@ static int64_t step_images(const struct job *j) { return global_batch(j) * j->op
 
 /* ---- run folder ---------------------------------------------------------------------------------------------------- */
 
-static fd_status make_folder(const char *path) {
-  char part[4096];
-  const size_t n = strlen(path);
-  if (n >= sizeof part) return FD_FAIL(FD_ERR_IO, "trainer.checkpoint_dir: %s is too long", path);
-  memcpy(part, path, n + 1);
-  for (size_t i = 1; i <= n; i++) {
-    if (part[i] != '/' && part[i] != '\0') continue;
-    const char c = part[i];
-    part[i] = '\0';
-    if (mkdir(part, 0777) && errno != EEXIST) return FD_FAIL(FD_ERR_IO, "%s: cannot make this folder: %s", part, strerror(errno));
-    part[i] = c;
-  }
-  return FD_OK;
-}
-
 static fd_status path_in(const struct job *j, const char *name, char *out, size_t bytes) {
   if (snprintf(out, bytes, "%s/%s", j->opt->trainer.checkpoint_dir, name) >= (int)bytes)
     return FD_FAIL(FD_ERR_CONFIG, "trainer.checkpoint_dir: %s is too long", j->opt->trainer.checkpoint_dir);
@@ -87,7 +73,7 @@ static fd_status open_folder(struct job *j) {
   char path[4096];
   FD_TRY(path_in(j, "checkpoints", j->checkpoints, sizeof j->checkpoints));
   if (fd_comm_rank(j->comm)) goto done;
-  FD_TRY(make_folder(j->opt->trainer.checkpoint_dir));
+  FD_TRY(fd_folder_make(j->opt->trainer.checkpoint_dir));
   FD_TRY(path_in(j, "log.txt", path, sizeof path));
   FD_TRY(fd_log_init(0, path));
   FD_TRY(path_in(j, "used.cfg", path, sizeof path));
@@ -358,7 +344,7 @@ static fd_status sample(struct job *j) {
   const double t0 = now();
   snprintf(name, sizeof name, "samples/step-%lld", (long long)j->at);
   FD_TRY(path_in(j, name, dir, sizeof dir));
-  st = make_folder(dir);
+  st = fd_folder_make(dir);
   FD_TRY(fd_agree(j->comm, st));
   FD_TRY(fd_optim_use_ema(optim, true));
   FD_TRY(fd_sample_prompts(j->sampler, j->comm, j->opt->gen.val_prompt.n, j->opt->gen.val_prompt.at, (int)j->opt->gen.n_samples,
