@@ -177,7 +177,7 @@ train 'no VAE' 2 'vae.pretrained_model_name_or_path is not set' vae.pretrained_m
 train 'no such checkpoint' 3 'step-77.h5: No such file.*there are none' trainer.resume_from=77
 train 'stage that is not built' 8 'trainer.zero_stage is 2' trainer.zero_stage=2
 train 'family that is not built' 8 'model.name = "FuseDiT" is not built yet' model.name=FuseDiT
-train 'run folder cannot be made' 3 'base.cfg/log.txt: ' trainer.checkpoint_dir=base.cfg
+train 'run folder cannot be made' 3 'base.cfg: is not a folder' trainer.checkpoint_dir=base.cfg
 train 'no run folder' 2 'trainer.checkpoint_dir is empty' trainer.checkpoint_dir=
 train 'index cannot be written' 3 'data.index.*base.cfg/i.h5' data.index=base.cfg/i.h5
 if "$fdhpc" --version | grep -q 'cuda (not built'; then
