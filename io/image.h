@@ -7,6 +7,7 @@
 #ifndef FD_IO_IMAGE_H
 #define FD_IO_IMAGE_H
 
+#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -54,6 +55,9 @@ fd_status fd_image_fit(const fd_image *img, int R, const float crop[2], uint8_t 
 
 /** Resize to new_w x new_h by the same filter. `out` must not be `img`. */
 fd_status fd_image_resize(const fd_image *img, int new_w, int new_h, fd_image *out);
+
+/** A value of a VAE's picture as a byte: 255 clamp(x / 2 + 1/2, 0, 1), halves to even. */
+static inline uint8_t fd_image_byte(float x) { return (uint8_t)nearbyintf(255.0f * fminf(1.0f, fmaxf(0.0f, x * 0.5f + 0.5f))); }
 
 /** Read and decode a file. FD_ERR_IO, FD_ERR_FORMAT (with the reason). */
 fd_status fd_image_read(const char *path, fd_image *img);

@@ -70,8 +70,6 @@ done:
   return st;
 }
 
-static unsigned char to_byte(float x) { return (unsigned char)nearbyintf(255.0f * fminf(1.0f, fmaxf(0.0f, x * 0.5f + 0.5f))); }
-
 /* ---- the list of pictures ---------------------------------------------------------------------------------------- */
 
 static int by_name(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
@@ -159,7 +157,7 @@ static void transpose(const float *in, float *out, int64_t pixels, int64_t Z, bo
 static double psnr(const unsigned char *a, const float *decoded, int64_t n) {
   double sum = 0;
   for (int64_t i = 0; i < n; i++) {
-    const double d = (double)a[i] - to_byte(decoded[i]);
+    const double d = (double)a[i] - fd_image_byte(decoded[i]);
     sum += d * d;
   }
   return sum > 0 ? 10 * log10(255.0 * 255.0 * (double)n / sum) : INFINITY;
@@ -236,7 +234,7 @@ static fd_status decode(struct coder *c, const char *in, const char *out, fd_dty
     transpose((const float *)latents.data + i * values, one, h * w, Z, true);
     FD_TRY(coder_open(c, true, h * f, w * f, dtype));
     FD_TRY(coder_run(c, one, (size_t)values * sizeof *one, pixels, (size_t)bytes * sizeof *pixels));
-    for (int64_t p = 0; p < bytes; p++) rgb[p] = to_byte(pixels[p]);
+    for (int64_t p = 0; p < bytes; p++) rgb[p] = fd_image_byte(pixels[p]);
     snprintf(path, sizeof path, "%s/%05lld.png", out, (long long)i);
     FD_TRY(fd_image_write(path, rgb, (int)(w * f), (int)(h * f)));
   }

@@ -237,9 +237,6 @@ static fd_status set_noise(fd_sampler *s, int n, const struct fd_sample_request 
   return st == FD_OK ? fd_graph_run(s->noise_graph) : st;
 }
 
-/* clamp(x / 2 + 1/2, 0, 1) as a byte, halves to even */
-static unsigned char to_byte(float x) { return (unsigned char)nearbyintf(255.0f * fminf(1.0f, fmaxf(0.0f, x * 0.5f + 0.5f))); }
-
 /* A value of either float type as f32, for the watcher. */
 static fd_status show(fd_sampler *s, fd_graph *g, fd_var v, enum fd_sampler_stage stage, int step, fd_sampler_watch *watch, void *user) {
   fd_status st = FD_OK;
@@ -286,7 +283,7 @@ fd_status fd_sampler_run_watched(fd_sampler *s, int n, const struct fd_sample_re
   pictures = malloc((size_t)(n * values) * sizeof *pictures);
   if (!pictures) FD_TRY(FD_FAIL(FD_ERR_NOMEM, "no memory for %d pictures", n));
   FD_TRY(fd_graph_read(s->decode_graph, s->pictures, pictures, (size_t)(n * values) * sizeof *pictures));
-  for (int64_t i = 0; i < n * values; i++) rgb[i] = to_byte(pictures[i]);
+  for (int64_t i = 0; i < n * values; i++) rgb[i] = fd_image_byte(pictures[i]);
 done:
   free(pictures);
   free(t);
