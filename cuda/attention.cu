@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention for any type, head width and ranges, without a matrix of scores in memory: a warp owns a row of queries (of keys, for dk and
-// dv) and meets 32 rows of the other side at a time, one per lane. Deterministic. cuda/dnn.c takes the shapes that cuDNN is faster at.
+// dv) and meets 32 rows of the other side at a time, one per lane. Deterministic.
 // Bound by arithmetic of the plain cores and by L1: some 10 % of what tensor cores reach; it serves fp32 runs, text and tests.
 #include "cuda/device.cuh"
 

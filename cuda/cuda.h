@@ -29,7 +29,6 @@ struct fd_cuda {
   cudaStream_t comm_stream; /* collectives */
   cudaEvent_t comm_event;
   void *blas;               /* cublasLtHandle_t and its plans (cuda/matmul.c) */
-  void *dnn;                /* cudnnHandle_t and its plans (cuda/dnn.c) */
   void *nccl;               /* ncclComm_t (cuda/collective.c) */
   struct {
     const void *at;

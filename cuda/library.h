@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What libraries do for the CUDA backend: matrix products (cuBLASLt), convolutions and attention (cuDNN), sums over ranks (NCCL).
-// cuda/library.c, matmul.c, dnn.c and collective.c on a GPU; tests/emulate/library.c has the same functions on the CPU.
+// What libraries do for the CUDA backend: matrix products (cuBLASLt), sums over ranks (NCCL).
+// cuda/library.c, matmul.c and collective.c on a GPU; tests/emulate/library.c has the same functions on the CPU.
 #ifndef FD_CUDA_LIBRARY_H
 #define FD_CUDA_LIBRARY_H
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The emulated twin of the CUDA backend's libraries: matrix products, convolutions, attention and sums over ranks by the CPU backend, on
+// The emulated twin of the CUDA backend's libraries: matrix products by the CPU backend, sums over ranks by MPI, on
 // copies. So a whole step runs through the CUDA backend's own code on a machine without a GPU.
 #include "cuda/library.h"
 
