@@ -172,7 +172,7 @@ AS_IF([test "$with_cuda" != no], [
                  CUDA_LDFLAGS="-L$d/lib -Wl,-rpath,$d/lib $CUDA_LDFLAGS"])
          done
          # nvcc's objects are C++ ones (__cxa_guard_acquire and the like)
-         CUDA_LIBS="-lnccl -lcublasLt -lcudart -lstdc++"
+         CUDA_LIBS="-lnccl -lcublasLt -lcudnn -lcudart -lstdc++"
          for a in `echo "$with_cuda_arch" | tr , ' '`; do
             # -gencode, not -arch=sm_90a: the latter also compiles for plain sm_90,
             # which has no wgmma.
@@ -191,15 +191,16 @@ _FDHPC
              fdhpc_save_CPPFLAGS=$CPPFLAGS fdhpc_save_LIBS=$LIBS fdhpc_save_LDFLAGS=$LDFLAGS
              CPPFLAGS="$CPPFLAGS $CUDA_CPPFLAGS" LDFLAGS="$LDFLAGS $CUDA_LDFLAGS"
              LIBS="conftest_cu.$ac_objext $CUDA_LIBS $LIBS"
-             AC_MSG_CHECKING([for cuBLASLt and NCCL 2.18])
+             AC_MSG_CHECKING([for cuBLASLt, cuDNN 9 and NCCL 2.18])
              AC_LINK_IFELSE([AC_LANG_PROGRAM([[#include <cublasLt.h>
 #include <nccl.h>
-#if NCCL_VERSION_CODE < 21800
+#include <cudnn_graph.h>
+#if NCCL_VERSION_CODE < 21800 || CUDNN_VERSION < 90000
 #error too old
 #endif
-int launch(void *);]], [[int v; return (int)cublasLtGetVersion() + ncclGetVersion(&v) + launch(0);]])],
+int launch(void *);]], [[int v; return (int)cublasLtGetVersion() + (int)cudnnGetVersion() + ncclGetVersion(&v) + launch(0);]])],
                 [AC_MSG_RESULT([yes]); fdhpc_cuda=yes],
-                [AC_MSG_RESULT([no]); fdhpc_cuda_why="cuBLASLt or NCCL missing or too old"])
+                [AC_MSG_RESULT([no]); fdhpc_cuda_why="cuBLASLt, cuDNN or NCCL missing or too old"])
              CPPFLAGS=$fdhpc_save_CPPFLAGS LIBS=$fdhpc_save_LIBS LDFLAGS=$fdhpc_save_LDFLAGS],
             [AC_MSG_RESULT([no]); fdhpc_cuda_why="$NVCC does not work"])
          rm -f conftest.cu conftest_cu.$ac_objext

@@ -199,6 +199,7 @@ static void body(struct ot *t) {
   OT_MISUSE(t, "A", attention_fwd, .q = q, .ranges = r, .lse = lse, .A = 4, .K = 3, .E = 8, GOOD);
   OT_MISUSE(t, "scale", attention_fwd, .q = q, .k = k, .v = k, .ranges = r, .o = o, .lse = lse, .A = 4, .K = 2, .E = 8);
   OT_MISUSE(t, "ranges", attention_fwd, .q = q, .ranges = r3, .lse = lse, .A = 4, .K = 2, .E = 8, GOOD);
+  OT_MISUSE(t, "stride", attention_fwd, .q = q, .ranges = r, .lse = lse, .A = 4, .K = 2, .E = 8, .q_stride = 4, .k_stride = 5, GOOD);
   OT_MISUSE(t, "lse", attention_fwd, .q = q, .ranges = r, .lse = q, .A = 4, .K = 2, .E = 8, GOOD);
   OT_MISUSE(t, "dq", attention_bwd, .d_o = q, .q = q, .lse = lse, .ranges = r, .dq = k, .dk = k, .dv = k, .A = 4, .K = 2, .E = 8, GOOD);
   struct fd_attention_fwd_args a = {.q = q, .ranges = r, .lse = lse, .A = 4, .K = 2, .E = 8, GOOD};

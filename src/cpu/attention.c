@@ -283,6 +283,8 @@ struct job {
                   (long long)a->window);                                                                                              \
     CPU_CHECK_ARG(op, a->max_q >= 0 && a->max_k >= 0, "max_q, max_k = %lld, %lld, expected 0 or more", (long long)a->max_q,           \
                   (long long)a->max_k);                                                                                               \
+    CPU_CHECK_ARG(op, (a->q_stride == 0 && a->k_stride == 0) || (a->q_stride >= a->max_q && a->k_stride >= a->max_k && a->k_stride > 0), \
+                  "q_stride, k_stride = %lld, %lld, expected 0, 0 or at least max_q, max_k", (long long)a->q_stride, (long long)a->k_stride); \
     CPU_CHECK(op, q, fd_tensor_numel(a->q) % ((int64_t)a->A * a->E) == 0 && a->q->ndim >= 1, "[rows, %d, %d]", a->A, a->E);           \
     CPU_CHECK(op, k, fd_tensor_numel(a->k) % ((int64_t)a->K * a->E) == 0 && a->k->ndim >= 1, "[rows, %d, %d]", a->K, a->E);           \
     CPU_CHECK(op, v, fd_tensor_numel(a->v) == fd_tensor_numel(a->k), "as many elements as k, %lld", (long long)fd_tensor_numel(a->k)); \

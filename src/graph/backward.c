@@ -305,7 +305,8 @@ static void heads_bwd(struct bw *b) {
 static void attention_bwd(struct bw *b) {
   ARGS(attention_fwd);
   struct fd_attention_bwd_args args = {.A = f->A, .K = f->K, .E = f->E, .scale = f->scale, .causal = f->causal, .window = f->window,
-                                       .softcap = f->softcap, .max_q = f->max_q, .max_k = f->max_k};
+                                       .softcap = f->softcap, .max_q = f->max_q, .max_k = f->max_k, .q_stride = f->q_stride,
+                                       .k_stride = f->k_stride};
   fd_var q = X(attention_fwd, q), k = X(attention_fwd, k), v = X(attention_fwd, v);
   fd_var dq = target_or_dummy(b, q, type_of(b, q), &args.acc, SLOT(attention_bwd, dq));
   fd_var dk = target_or_dummy(b, k, type_of(b, k), &args.acc, SLOT(attention_bwd, dk));

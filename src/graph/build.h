@@ -42,6 +42,7 @@ struct fd_attention {
   int64_t window;
   float softcap;
   int64_t max_q, max_k;
+  int64_t q_stride, k_stride; /* op/ops.h */
 };
 /** [Tq, A * E] (two dimensions, ready for o_proj). */
 fd_var fd_attention(fd_graph *g, const struct fd_attention *a);

@@ -74,7 +74,8 @@ fd_var fd_attention(fd_graph *g, const struct fd_attention *a) {
   fd_var o = fd_graph_tensor(g, q->dtype, 3, (int64_t[]){Tq, a->A, a->E});
   fd_var lse = fd_graph_tensor(g, FD_F32, 2, (int64_t[]){Tq, a->A});
   struct fd_attention_fwd_args args = {.A = a->A, .K = a->K, .E = a->E, .scale = a->scale, .causal = a->causal, .window = a->window,
-                                       .softcap = a->softcap, .max_q = a->max_q, .max_k = a->max_k};
+                                       .softcap = a->softcap, .max_q = a->max_q, .max_k = a->max_k, .q_stride = a->q_stride,
+                                       .k_stride = a->k_stride};
   fd_graph_emit(g, FD_OP_attention_fwd, &args, (fd_var[]){q3, k3, v3, a->ranges, o, lse});
   return fd_graph_view(g, o, 2, (int64_t[]){Tq, AE});
 }

@@ -421,7 +421,8 @@ static fd_var layer(const struct build *b, fd_var x, int l) {
     h.k_norm = weight(b, "%sk_norm.weight", at);
   }
   struct fd_attention a = {.ranges = c->cross ? text->self_ranges : text->image_ranges, .A = c->A, .K = c->K, .E = c->E,
-                           .scale = (float)(1 / sqrt((double)c->E)), .max_q = b->N, .max_k = b->N + h.L};
+                           .scale = (float)(1 / sqrt((double)c->E)), .max_q = b->N, .max_k = b->N + h.L,
+                           .q_stride = b->N, .k_stride = b->N + h.L};
   fd_heads(g, &h, &a.q, &a.k, &a.v);
   fd_var o = project(b, fd_attention(g, &a), at, "o_proj", 0);
   if (c->sandwich) o = norm(b, o, l, "post_attention_layernorm", NULL);

@@ -184,7 +184,8 @@ static fd_var attention(fd_model *m, fd_graph *g, fd_var x, const char *prefix) 
   const struct fd_attention a = {.q = fd_graph_view(g, linear(m, g, y, prefix, "to_q"), 3, heads),
                                  .k = fd_graph_view(g, linear(m, g, y, prefix, "to_k"), 3, heads),
                                  .v = fd_graph_view(g, linear(m, g, y, prefix, "to_v"), 3, heads),
-                                 .ranges = ranges, .A = 1, .K = 1, .E = (int)C, .scale = (float)(1 / sqrt((double)C)), .max_q = n, .max_k = n};
+                                 .ranges = ranges, .A = 1, .K = 1, .E = (int)C, .scale = (float)(1 / sqrt((double)C)), .max_q = n, .max_k = n,
+                                 .q_stride = n, .k_stride = n};
   y = linear(m, g, fd_attention(g, &a), prefix, "to_out.0");
   return fd_residual(g, x, fd_graph_view(g, y, 4, (int64_t[]){B, H, W, C}), NULL, 0);
 }

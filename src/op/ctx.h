@@ -43,6 +43,7 @@ struct fd_ctx {
   struct fd_comm *comm;      /* borrowed; NULL: one rank */
   bool deterministic;        /* the same bits each time, where a faster kernel would not (trainer.deterministic) */
   bool share_device;         /* several ranks may use one GPU (trainer.share_gpu) */
+  const char *cache_dir;     /* borrowed; where a backend may keep what it measured or compiled for this run; NULL: nowhere */
   void *state;               /* the backend's own */
 };
 

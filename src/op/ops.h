@@ -171,10 +171,13 @@ struct fd_heads_bwd_args {
  *    k, v    in   [Tk, K, E]     query head a reads kv head a / (A / K)
  *    ranges  in   i32 [S, 4]     per sequence: first row of q, rows of q, first row of k, rows of k (may be 0 rows)
  *    o       out  [Tq, A, E]     only rows inside ranges; a query with no key gives 0
- *    lse     out  [Tq, A] f32    log of the sum of exponentials of the scaled scores
+ *    lse     out  [Tq, A] f32    log of the sum of exponentials of the scaled scores. The CPU's order is this; another backend's
+ *                                may differ where q_stride is given, since only its own attention_bwd reads it
  *  causal: query i of a sequence sees keys j <= i. window > 0: and i - j < window.
  *  softcap > 0: scores become softcap tanh(score / softcap), after the scale.
- *  max_q, max_k: most rows of one sequence (for scratch and plans). */
+ *  max_q, max_k: most rows of one sequence (for scratch and plans).
+ *  q_stride, k_stride: 0, or a promise that sequence s begins at row s q_stride of q and at row s k_stride of k and v, and has at
+ *  least one key: a batch as libraries know it. Both or none. */
 struct fd_attention_fwd_args {
   fd_tensor *q, *k, *v, *ranges, *o, *lse;
   unsigned acc;
@@ -184,6 +187,7 @@ struct fd_attention_fwd_args {
   int64_t window;
   float softcap;
   int64_t max_q, max_k;
+  int64_t q_stride, k_stride;
 };
 /** dq, dk, dv: only rows inside ranges; each row of q (of k) belongs to at most one range. `do` is d_o in C. */
 struct fd_attention_bwd_args {
@@ -195,6 +199,7 @@ struct fd_attention_bwd_args {
   int64_t window;
   float softcap;
   int64_t max_q, max_k;
+  int64_t q_stride, k_stride;
 };
 
 /** y[r] = table[ids[r]] * scale.   ids i32 [R], table [V, D], y [R, D] (f32 or bf16). An id outside 0..V-1: FD_ERR_ARG on
