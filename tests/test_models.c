@@ -275,6 +275,7 @@ static void test_packing(void) {
   CHECK(t->T == 8);
   OK(fd_text_pack(t, 2, ids, 3, len));
   CHECK(t->count == 8 && t->ids[2] == 7 && t->ids[3] == 8 && t->ids[5] == 0 && t->pos[4] == 1 && t->pos[7] == 2);
+  CHECK(t->tails == 1);
   CHECK(t->first[2] == 3 && t->first[3] == 2 && t->first[5] == 0);
   CHECK(t->ranges[12] == 5 && t->ranges[13] == 3); /* the tail */
   fd_text_image_ranges(t, 10, ranges);
@@ -284,6 +285,14 @@ static void test_packing(void) {
   CHECK(fd_text_pack(t, 2, ids, 3, long_len) == FD_ERR_DATA && strstr(fd_status_message(), "4 tokens"));
   CHECK(fd_text_pack(t, 4, ids, 3, len) == FD_ERR_ARG);
   CHECK(fd_text_pack(t, 3, ids, 1, (int32_t[]){3, 3, 3}) == FD_ERR_DATA && strstr(fd_status_message(), "room for 8"));
+  fd_text_destroy(&t);
+  OK(fd_text_create(3, 9, 3, 9, &t)); /* a tail longer than a sample may be: sequences of at most 3 */
+  CHECK(t->tails == 3);
+  OK(fd_text_pack(t, 1, ids, 3, (int32_t[]){1}));
+  const int32_t tail[] = {1, 3, 1, 3, 4, 3, 4, 3, 7, 2, 7, 2};
+  CHECK(t->count == 9 && !memcmp(t->ranges + 12, tail, sizeof tail) && t->pos[4] == 0 && t->pos[8] == 1);
+  OK(fd_text_pack(t, 3, ids, 1, (int32_t[]){3, 3, 2}));
+  CHECK(t->count == 9 && t->ranges[12] == 8 && t->ranges[13] == 1 && t->ranges[17] == 0 && t->ranges[21] == 0);
   fd_text_destroy(&t);
   CHECK(fd_text_create(1, 0, 1, 1, &t) == FD_ERR_ARG);
 }

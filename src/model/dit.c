@@ -394,7 +394,7 @@ static fd_var cross_attention(const struct build *b, fd_var x, int l) {
       .k = fd_graph_view(g, k, 3, (int64_t[]){text->T, c->K, c->E}),
       .v = fd_graph_view(g, v, 3, (int64_t[]){text->T, c->K, c->E}),
       .ranges = text->cross_ranges, .A = c->A, .K = c->K, .E = c->E, .scale = (float)(1 / sqrt((double)c->E)), .max_q = b->N,
-      .max_k = text->L > text->tile ? text->L : text->tile};
+      .max_k = text->L};
   fd_var o = project(b, fd_attention(g, &a), at, "o_proj", 0);
   if (c->sandwich) o = norm(b, o, l, "post_cross_attention_layernorm", NULL);
   return fd_residual(g, x, o, NULL, 0);

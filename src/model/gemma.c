@@ -116,14 +116,13 @@ fd_var fd_gemma_states(fd_model *m, fd_graph *g, const struct fd_text_vars *text
                   (long long)-entries, (long long)entries - 1);
     return 0;
   }
-  const int64_t longest = text->L > text->tile ? text->L : text->tile; /* the rounding tail is a sequence too */
-  const fd_var table = rope(m, g, longest);
+  const fd_var table = rope(m, g, text->L);
   /* In bf16 the stream and the norms stay in f32, as the original's do: its values are large and many layers add to them. */
   fd_var x = fd_embed(g, text->ids, fd_params_var(p, g, "model.embed_tokens.weight"), sqrtf((float)c->D), c->pad_id, FD_F32, count);
   for (int l = 0; l < at; l++) {
     struct fd_heads h = {.rope = table, .pos = text->pos, .count = count, .B = 1, .N = text->T, .A = c->A, .K = c->K, .E = c->E, .eps = c->eps};
     struct fd_attention a = {.ranges = text->ranges, .A = c->A, .K = c->K, .E = c->E, .scale = c->scale, .causal = 1, .softcap = c->softcap,
-                             .max_q = longest, .max_k = longest};
+                             .max_q = text->L, .max_k = text->L};
     if (c->gemma2 && l % 2 == 0) a.window = c->window;
     fd_var y = fd_rmsnorm(g, x, fd_params_varf(p, g, "model.layers.%d.input_layernorm.weight", l), c->eps, NULL, count);
     h.qkv = fd_linear(g, fd_cast(g, y, dtype, 1), fd_params_varf(p, g, "model.layers.%d.self_attn.qkv.weight", l),

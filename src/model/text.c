@@ -16,9 +16,10 @@ fd_status fd_text_create(int64_t B, int64_t T, int64_t L, int64_t tile, struct f
   t->T = (T + tile - 1) / tile * tile;
   t->L = L;
   t->tile = tile;
+  t->tails = tile > 1 ? (tile - 1 + L - 1) / L : 1;
   t->ids = calloc((size_t)t->T, sizeof *t->ids);
   t->pos = calloc((size_t)t->T, sizeof *t->pos);
-  t->ranges = calloc((size_t)B * 4 + 4, sizeof *t->ranges);
+  t->ranges = calloc((size_t)(B + t->tails) * 4, sizeof *t->ranges);
   t->first = calloc((size_t)B * 2, sizeof *t->first);
   if (!t->ids || !t->pos || !t->ranges || !t->first) FD_TRY(FD_FAIL(FD_ERR_NOMEM, "no memory for packed text of %lld rows", (long long)t->T));
   *out = t;
@@ -61,12 +62,15 @@ fd_status fd_text_pack(struct fd_text *t, int64_t b, const int32_t *ids, int64_t
     at += n;
   }
   t->count = (int32_t)((at + t->tile - 1) / t->tile * t->tile);
-  int32_t *tail = t->ranges + 4 * t->B;
-  tail[0] = tail[2] = at;
-  tail[1] = tail[3] = t->count - at;
+  for (int64_t i = 0; i < t->tails; i++) {
+    int32_t *tail = t->ranges + 4 * (t->B + i), from = at + (int32_t)(i * t->L);
+    if (from > t->count) from = t->count;
+    tail[0] = tail[2] = from;
+    tail[1] = tail[3] = t->count - from < (int32_t)t->L ? t->count - from : (int32_t)t->L;
+  }
   for (int64_t r = at; r < t->T; r++) {
     t->ids[r] = 0;
-    t->pos[r] = r < t->count ? (int32_t)(r - at) : 0;
+    t->pos[r] = r < t->count ? (int32_t)((r - at) % t->L) : 0;
   }
   return FD_OK;
 }
@@ -87,16 +91,16 @@ static fd_var input(fd_graph *g, const char *prefix, const char *what, int64_t r
 }
 
 void fd_text_inputs(fd_graph *g, const char *prefix, const struct fd_text *t, int64_t N, struct fd_text_vars *out) {
-  *out = (struct fd_text_vars){.B = t->B, .T = t->T, .L = t->L, .N = N, .tile = t->tile};
+  *out = (struct fd_text_vars){.B = t->B, .T = t->T, .L = t->L, .N = N, .tile = t->tile, .tails = t->tails};
   out->ids = input(g, prefix, "ids", t->T, 0);
   out->pos = input(g, prefix, "pos", t->T, 0);
-  out->ranges = input(g, prefix, "ranges", t->B + 1, 4);
+  out->ranges = input(g, prefix, "ranges", t->B + t->tails, 4);
   out->first = input(g, prefix, "first", t->B, 2);
   out->count = input(g, prefix, "count", 1, 0);
   if (!N) return;
   out->image_ranges = input(g, prefix, "image_ranges", t->B, 4);
   out->self_ranges = input(g, prefix, "self_ranges", t->B, 4);
-  out->cross_ranges = input(g, prefix, "cross_ranges", t->B + 1, 4);
+  out->cross_ranges = input(g, prefix, "cross_ranges", t->B + t->tails, 4);
   out->head_count = input(g, prefix, "head_count", 1, 0);
 }
 
@@ -110,21 +114,21 @@ fd_status fd_text_set(fd_graph *g, const struct fd_text_vars *v, const struct fd
   int32_t *ranges = NULL;
   FD_TRY(set(g, v->ids, t->ids, t->T));
   FD_TRY(set(g, v->pos, t->pos, t->T));
-  FD_TRY(set(g, v->ranges, t->ranges, (t->B + 1) * 4));
+  FD_TRY(set(g, v->ranges, t->ranges, (t->B + t->tails) * 4));
   FD_TRY(set(g, v->first, t->first, t->B * 2));
   FD_TRY(set(g, v->count, &t->count, 1));
   if (v->N) {
     const int32_t head_count = t->count * v->heads, N = (int32_t)v->N;
-    ranges = calloc((size_t)(t->B + 1) * 4, sizeof *ranges);
+    ranges = calloc((size_t)(t->B + t->tails) * 4, sizeof *ranges);
     if (!ranges) FD_TRY(FD_FAIL(FD_ERR_NOMEM, "no memory for attention ranges"));
     fd_text_image_ranges(t, v->N, ranges);
     FD_TRY(set(g, v->image_ranges, ranges, t->B * 4));
     for (int32_t i = 0; i < (int32_t)t->B; i++) memcpy(ranges + 4 * i, (int32_t[]){i * N, N, i * N, N}, 4 * sizeof *ranges);
     FD_TRY(set(g, v->self_ranges, ranges, t->B * 4));
     for (int64_t i = 0; i < t->B; i++) memcpy(ranges + 4 * i + 2, t->first + 2 * i, 2 * sizeof *ranges);
-    const int32_t *tail = t->ranges + 4 * t->B;
-    memcpy(ranges + 4 * t->B, (int32_t[]){(int32_t)t->B * N, 0, tail[2], tail[3]}, 4 * sizeof *ranges);
-    FD_TRY(set(g, v->cross_ranges, ranges, (t->B + 1) * 4));
+    for (int64_t i = t->B; i < t->B + t->tails; i++)
+      memcpy(ranges + 4 * i, (int32_t[]){(int32_t)t->B * N, 0, t->ranges[4 * i + 2], t->ranges[4 * i + 3]}, 4 * sizeof *ranges);
+    FD_TRY(set(g, v->cross_ranges, ranges, (t->B + t->tails) * 4));
     FD_TRY(set(g, v->head_count, &head_count, 1));
   }
 done:

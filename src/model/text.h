@@ -2,7 +2,7 @@
 // Packed text: token sequences behind each other, without padding. The one place that lays them out.
 //
 // Rows 0 .. sum(len) - 1 are the samples' tokens in order. The count is rounded up to a tile (kernels and captured graphs see few
-// different counts); the rounding tail is a sequence of its own, so that every row below count is finite.
+// different counts); the rounding tail is sequences of its own of at most L rows, so that every row below count is finite.
 #ifndef FD_MODEL_TEXT_H
 #define FD_MODEL_TEXT_H
 
@@ -13,10 +13,11 @@ struct fd_text {
   int64_t T;    /* packed rows, capacity: a multiple of tile, at least sum of lengths */
   int64_t L;    /* most tokens of one sample */
   int64_t tile;
+  int64_t tails; /* sequences that the tail may need */
   /* owned, filled by fd_text_pack */
   int32_t *ids;    /* [T] 0 in the tail and beyond */
   int32_t *pos;    /* [T] position within its sequence */
-  int32_t *ranges; /* [B + 1, 4] for attention_fwd: the samples, then the tail (perhaps of 0 rows) */
+  int32_t *ranges; /* [B + tails, 4] for attention_fwd: the samples, then the tail (perhaps of 0 rows) */
   int32_t *first;  /* [B, 2] first row and length of each sample: `text` of heads_fwd */
   int32_t count;   /* rows in use, tail included */
 };
@@ -40,7 +41,7 @@ struct fd_text_vars {
      reads (their gradient is 0); count times heads */
   fd_var self_ranges, cross_ranges, head_count;
   int heads; /* kv heads, for head_count; fd_dit sets it */
-  int64_t B, T, L, N, tile;
+  int64_t B, T, L, N, tile, tails;
 };
 /** Make inputs named "<prefix>.ids", ...; N 0: no image_ranges. What no op reads costs nothing. */
 void fd_text_inputs(fd_graph *g, const char *prefix, const struct fd_text *t, int64_t N, struct fd_text_vars *out);
