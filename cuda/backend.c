@@ -5,10 +5,13 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "comm/comm.h"
 #include "cpu/cpu.h"
 #include "cuda/library.h"
+
+enum { WAIT_US = 20 }; /* between two looks at the stream */
 
 static const struct fd_ops kernels = {
 #define X(name, slots) .name = cuda_##name,
@@ -67,18 +70,19 @@ static void cuda_close(fd_ctx *ctx) {
   if (c->stream) cudaStreamSynchronize(c->stream);
   fd_cuda_library_close(ctx);
   if (c->comm_event) cudaEventDestroy(c->comm_event);
+  for (int i = 0; i < 2; i++)
+    if (c->join_event[i]) cudaEventDestroy(c->join_event[i]);
   if (c->comm_stream) cudaStreamDestroy(c->comm_stream);
   if (c->stream) cudaStreamDestroy(c->stream);
   free(c);
   ctx->state = NULL;
 }
 
-static fd_status cuda_open(fd_ctx *ctx) {
+/* What this rank can do by itself: its GPU, streams, events. */
+static fd_status open_device(fd_ctx *ctx) {
   fd_status st = FD_OK;
-  struct fd_cuda *c = calloc(1, sizeof *c);
+  struct fd_cuda *c = ctx->state;
   int n = 0, rank = ctx->comm ? ctx->comm->node_rank : 0, ranks = ctx->comm ? ctx->comm->node_size : 1;
-  if (!c) return FD_FAIL(FD_ERR_NOMEM, "no memory for the CUDA backend");
-  ctx->state = c;
   cudaError_t e = cudaGetDeviceCount(&n);
   if (e != cudaSuccess || n == 0)
     FD_TRY(FD_FAIL(FD_ERR_UNSUPPORTED, "cuda: no usable GPU (%s); set trainer.backend = \"cpu\" to run without one",
@@ -92,7 +96,18 @@ static fd_status cuda_open(fd_ctx *ctx) {
   FD_TRY(FD_CUDA(cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking)));
   FD_TRY(FD_CUDA(cudaStreamCreateWithFlags(&c->comm_stream, cudaStreamNonBlocking)));
   FD_TRY(FD_CUDA(cudaEventCreateWithFlags(&c->comm_event, cudaEventDisableTiming)));
-  FD_TRY(fd_cuda_library_open(ctx));
+  for (int i = 0; i < 2; i++) FD_TRY(FD_CUDA(cudaEventCreate(&c->join_event[i])));
+done:
+  return st;
+}
+
+static fd_status cuda_open(fd_ctx *ctx) {
+  fd_status st = FD_OK;
+  ctx->state = calloc(1, sizeof(struct fd_cuda));
+  st = ctx->state ? open_device(ctx) : FD_FAIL(FD_ERR_NOMEM, "no memory for the CUDA backend");
+  FD_TRY(fd_agree(ctx->comm, st)); /* before anything that the ranks do together */
+  st = fd_cuda_library_open(ctx);
+  FD_TRY(fd_agree(ctx->comm, st));
 done:
   if (st != FD_OK) cuda_close(ctx);
   return st;
@@ -133,18 +148,24 @@ static void remember_word(struct fd_cuda *c, const void *dst, const void *src) {
   memcpy(&c->words[i].value, src, sizeof c->words[i].value);
 }
 
+bool fd_cuda_word(const struct fd_cuda *c, const void *at, int32_t *value) {
+  for (int i = 0; i < c->n_words; i++)
+    if (c->words[i].at == at) {
+      *value = c->words[i].value;
+      return true;
+    }
+  return false;
+}
+
 fd_status fd_cuda_count(fd_ctx *ctx, const fd_tensor *count, int64_t rows, int64_t *used) {
-  struct fd_cuda *c = ctx->state;
+  fd_status st = FD_OK;
+  int32_t value;
   *used = rows;
   if (!count) return FD_OK;
-  for (int i = 0; i < c->n_words; i++)
-    if (c->words[i].at == count->data) {
-      *used = c->words[i].value < rows ? c->words[i].value : rows;
-      return FD_OK;
-    }
-  int32_t value;
-  fd_status st = ctx->backend->from_device(ctx, &value, count->data, sizeof value);
-  if (st == FD_OK) *used = value < rows ? value : rows;
+  if (!fd_cuda_word(ctx->state, count->data, &value)) FD_TRY(ctx->backend->from_device(ctx, &value, count->data, sizeof value));
+  FD_TRY(fd_cuda_record_saw(ctx, count->data, value));
+  *used = value < rows ? value : rows;
+done:
   return st;
 }
 
@@ -153,12 +174,70 @@ static fd_status cuda_to_device(fd_ctx *ctx, void *dst, const void *src, size_t 
   return FD_CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, fd_cuda_stream(ctx)));
 }
 
-static fd_status cuda_from_device(fd_ctx *ctx, void *dst, const void *src, size_t bytes) {
-  fd_status st = FD_CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, fd_cuda_stream(ctx)));
-  return st == FD_OK ? FD_CUDA(cudaStreamSynchronize(fd_cuda_stream(ctx))) : st;
+/* Seconds between the events around the last wait for sums, once it is over. */
+static fd_status count_wait(fd_ctx *ctx) {
+  struct fd_cuda *c = ctx->state;
+  float ms = 0;
+  if (!c->joined) return FD_OK;
+  c->joined = false;
+  const fd_status st = FD_CUDA(cudaEventElapsedTime(&ms, c->join_event[0], c->join_event[1]));
+  if (st == FD_OK) fd_comm_add_wait_s(ctx->comm, 1e-3 * ms);
+  return st;
 }
 
-static fd_status cuda_sync(fd_ctx *ctx) { return FD_CUDA(cudaStreamSynchronize(fd_cuda_stream(ctx))); }
+/* Wait for the stream. With other ranks it may wait for a sum that never comes: their errors are asked for meanwhile. */
+static fd_status cuda_sync(fd_ctx *ctx) {
+  fd_status st = FD_OK;
+  cudaError_t e;
+  if (fd_comm_size(ctx->comm) == 1) return FD_CUDA(cudaStreamSynchronize(fd_cuda_stream(ctx)));
+  fd_comm_set_waiting(ctx->comm, true);
+  while ((e = cudaStreamQuery(fd_cuda_stream(ctx))) == cudaErrorNotReady) {
+    FD_TRY(fd_cuda_library_check(ctx));
+    FD_TRY(fd_comm_progress(ctx->comm));
+    usleep(WAIT_US);
+  }
+  FD_TRY(FD_CUDA(e));
+  FD_TRY(count_wait(ctx));
+done:
+  fd_comm_set_waiting(ctx->comm, false);
+  return st;
+}
+
+static fd_status cuda_from_device(fd_ctx *ctx, void *dst, const void *src, size_t bytes) {
+  fd_status st = FD_CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, fd_cuda_stream(ctx)));
+  return st == FD_OK ? cuda_sync(ctx) : st;
+}
+
+/* ---- points in time ---------------------------------------------------------------------------------------------- */
+
+static fd_status cuda_mark(fd_ctx *ctx, void **point) {
+  fd_status st = FD_OK;
+  if (!*point) {
+    cudaEvent_t e;
+    FD_TRY(FD_CUDA(cudaEventCreate(&e)));
+    *point = e;
+  }
+  FD_TRY(FD_CUDA(cudaEventRecord((cudaEvent_t)*point, fd_cuda_stream(ctx))));
+done:
+  return st;
+}
+
+static fd_status cuda_seconds(fd_ctx *ctx, const void *from, const void *to, double *seconds) {
+  fd_status st = FD_OK;
+  float ms = 0;
+  (void)ctx;
+  FD_TRY(FD_CUDA(cudaEventSynchronize((cudaEvent_t)to)));
+  FD_TRY(FD_CUDA(cudaEventElapsedTime(&ms, (cudaEvent_t)from, (cudaEvent_t)to)));
+  *seconds = 1e-3 * ms;
+done:
+  return st;
+}
+
+static void cuda_mark_free(fd_ctx *ctx, void **point) {
+  (void)ctx;
+  if (*point) cudaEventDestroy((cudaEvent_t)*point);
+  *point = NULL;
+}
 
 static bool cuda_usable(void) {
   int n = 0;
@@ -177,4 +256,14 @@ const struct fd_backend fd_cuda_backend = {
     .from_device = cuda_from_device,
     .sync = cuda_sync,
     .prepare = cuda_prepare,
+    .mark = cuda_mark,
+    .seconds = cuda_seconds,
+    .mark_free = cuda_mark_free,
+    .count_steps = FD_CUDA_COUNT_STEPS,
+    .join = fd_cuda_library_join,
+    .record_begin = fd_cuda_record_begin,
+    .record_end = fd_cuda_record_end,
+    .record_fits = fd_cuda_record_fits,
+    .replay = fd_cuda_replay,
+    .record_free = fd_cuda_record_free,
 };

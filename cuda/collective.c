@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sums over ranks by NCCL, on a stream of their own: `start` waits for the gradients by an event, `wait` makes the ops behind it wait
-// for the sum. Ranks that share one GPU cannot use NCCL (it refuses); their sums go through host memory and MPI.
-// Ring all-reduce moves 2 (n - 1) / n of the bytes over each link.
+// Sums and parts between ranks by NCCL, on a stream of their own: `start` waits for the gradients by an event, `wait` makes the ops behind it
+// wait for the result. Ranks that share one GPU cannot use NCCL (it refuses); theirs go through host memory and MPI.
+// Bytes over each link: ring all-reduce 2 (n - 1) / n of the tensor, reduce-scatter and all-gather (n - 1) / n.
+// Invariant: when a run of ops ends (join), the stream of ops comes after all that was started; so a run can be recorded alone, and a wait in a
+// later run has nothing to do.
 #include <nccl.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "comm/comm.h"
 #include "cuda/library_state.h"
 
@@ -14,30 +17,37 @@ enum { MAX_REQUESTS = 1024 };
 struct fd_nccl {
   ncclComm_t comm; /* NULL: through MPI */
   cudaEvent_t done[MAX_REQUESTS];
+  bool open[MAX_REQUESTS]; /* started in this run of ops */
+  int n_open;
   void *host[MAX_REQUESTS]; /* pinned copies, for MPI */
   size_t host_bytes[MAX_REQUESTS];
 };
 
 static fd_status nccl_status(fd_ctx *ctx, ncclResult_t r, const char *what) {
   if (r == ncclSuccess || r == ncclInProgress) return FD_OK;
-  return FD_FAIL(FD_ERR_COMM, "NCCL: rank %d on %s: %s: %s", fd_comm_rank(ctx->comm), ctx->comm ? ctx->comm->host : "this host", what,
-                 ncclGetErrorString(r));
+  return FD_FAIL(FD_ERR_COMM, "NCCL: rank %d on %s: %s: %s (NCCL_DEBUG=WARN tells more)", fd_comm_rank(ctx->comm),
+                 ctx->comm ? ctx->comm->host : "this host", what, ncclGetErrorString(r));
 }
 #define NCCL(call) nccl_status(ctx, (call), #call)
 
 fd_status fd_cuda_collective_open(fd_ctx *ctx) {
   fd_status st = FD_OK;
   ncclUniqueId id;
-  int shared = 0, n = 0;
+  int n = 0;
   struct fd_nccl *c = calloc(1, sizeof *c);
-  if (!c) return FD_FAIL(FD_ERR_NOMEM, "no memory");
+  if (!c) st = FD_FAIL(FD_ERR_NOMEM, "no memory");
   fd_cuda_of(ctx)->nccl = c;
-  if (fd_comm_size(ctx->comm) == 1) return FD_OK;
-  FD_TRY(FD_CUDA(cudaGetDeviceCount(&n)));
-  shared = ctx->comm->node_size > n;
-  int64_t any = shared;
-  FD_TRY(fd_comm_allreduce_i64(ctx->comm, &any, 1, FD_COMM_MAX));
-  if (any) return FD_OK; /* some node shares a GPU: all ranks go through MPI */
+  if (fd_comm_size(ctx->comm) == 1) return st;
+  if (st == FD_OK) st = FD_CUDA(cudaGetDeviceCount(&n));
+  FD_TRY(fd_agree(ctx->comm, st));
+  int64_t shared = ctx->comm->node_size > n;
+  FD_TRY(fd_comm_allreduce_i64(ctx->comm, &shared, 1, FD_COMM_MAX));
+  if (shared) { /* on some node: all ranks go through MPI */
+    if (ctx->record && ctx->comm->rank == 0)
+      fd_log_info("cuda: ranks share a GPU, so sums go through host memory and MPI, and steps are not recorded");
+    ctx->record = false; /* MPI is not on a stream */
+    return FD_OK;
+  }
   memset(&id, 0, sizeof id);
   if (ctx->comm->rank == 0) st = NCCL(ncclGetUniqueId(&id));
   FD_TRY(fd_agree(ctx->comm, st));
@@ -62,48 +72,91 @@ void fd_cuda_collective_close(fd_ctx *ctx) {
 static ncclDataType_t type_of(fd_dtype t) { return t == FD_BF16 ? ncclBfloat16 : t == FD_F64 ? ncclFloat64 : ncclFloat32; }
 
 /* An error of another rank shows here; the communicator is broken then, and so is the job. */
-static fd_status check_async(fd_ctx *ctx) {
+fd_status fd_cuda_collective_check(fd_ctx *ctx) {
   ncclResult_t r = ncclSuccess;
   struct fd_nccl *c = fd_cuda_of(ctx)->nccl;
+  if (!c->comm) return FD_OK;
   fd_status st = NCCL(ncclCommGetAsyncError(c->comm, &r));
-  if (st == FD_OK) st = nccl_status(ctx, r, "an earlier collective");
+  if (st == FD_OK) st = nccl_status(ctx, r, "a sum over ranks failed");
   if (st != FD_OK) ncclCommAbort(c->comm), c->comm = NULL;
   return st;
 }
 
-fd_status cuda_reduce_start(fd_ctx *ctx, const struct fd_reduce_start_args *a) {
-  fd_status st = FD_OK;
-  struct fd_cuda *cuda = ctx->state;
-  struct fd_nccl *c = cuda->nccl;
-  const size_t bytes = fd_tensor_bytes(a->x);
-  if (fd_comm_size(ctx->comm) == 1) return FD_OK;
-  if (a->request < 0 || a->request >= MAX_REQUESTS)
-    return FD_FAIL(FD_ERR_ARG, "reduce_start: request %d, expected 0 to %d", a->request, MAX_REQUESTS - 1);
-  if (!c->done[a->request]) FD_TRY(FD_CUDA(cudaEventCreateWithFlags(&c->done[a->request], cudaEventDisableTiming)));
-  if (!c->comm) {
-    if (c->host_bytes[a->request] < bytes) {
-      if (c->host[a->request]) cudaFreeHost(c->host[a->request]);
-      c->host[a->request] = NULL;
-      FD_TRY(FD_CUDA(cudaMallocHost(&c->host[a->request], bytes)));
-      c->host_bytes[a->request] = bytes;
-    }
-    FD_TRY(ctx->backend->from_device(ctx, c->host[a->request], a->x->data, bytes));
-    return fd_comm_reduce_start(ctx->comm, a->request, c->host[a->request], fd_tensor_numel(a->x), a->x->dtype);
+static ncclResult_t issue(fd_ctx *ctx, enum fd_comm_kind kind, const fd_tensor *x) {
+  const struct fd_cuda *cuda = ctx->state;
+  const struct fd_nccl *c = cuda->nccl;
+  const size_t n = (size_t)fd_tensor_numel(x), part = n / (size_t)ctx->comm->size;
+  void *mine = (char *)x->data + part * (size_t)ctx->comm->rank * fd_dtype_bytes(x->dtype);
+  switch (kind) {
+    case FD_COMM_REDUCE_SCATTER: return ncclReduceScatter(x->data, mine, part, type_of(x->dtype), ncclSum, c->comm, cuda->comm_stream);
+    case FD_COMM_ALL_GATHER: return ncclAllGather(mine, x->data, part, type_of(x->dtype), c->comm, cuda->comm_stream);
+    default: return ncclAllReduce(x->data, x->data, n, type_of(x->dtype), ncclSum, c->comm, cuda->comm_stream);
   }
-  FD_TRY(check_async(ctx));
-  FD_TRY(FD_CUDA(cudaEventRecord(cuda->comm_event, cuda->stream)));
-  FD_TRY(FD_CUDA(cudaStreamWaitEvent(cuda->comm_stream, cuda->comm_event, 0)));
-  FD_TRY(NCCL(ncclAllReduce(a->x->data, a->x->data, (size_t)fd_tensor_numel(a->x), type_of(a->x->dtype), ncclSum, c->comm, cuda->comm_stream)));
-  FD_TRY(FD_CUDA(cudaEventRecord(c->done[a->request], cuda->comm_stream)));
+}
+
+static fd_status start_through_host(fd_ctx *ctx, enum fd_comm_kind kind, const fd_tensor *x, int request) {
+  fd_status st = FD_OK;
+  struct fd_nccl *c = fd_cuda_of(ctx)->nccl;
+  const size_t bytes = fd_tensor_bytes(x);
+  if (c->host_bytes[request] < bytes) {
+    if (c->host[request]) cudaFreeHost(c->host[request]);
+    c->host[request] = NULL;
+    FD_TRY(FD_CUDA(cudaMallocHost(&c->host[request], bytes)));
+    c->host_bytes[request] = bytes;
+  }
+  FD_TRY(ctx->backend->from_device(ctx, c->host[request], x->data, bytes));
+  FD_TRY(fd_comm_collective_start(ctx->comm, kind, request, c->host[request], fd_tensor_numel(x), x->dtype));
 done:
   return st;
 }
+
+static fd_status start(fd_ctx *ctx, enum fd_comm_kind kind, const fd_tensor *x, int request) {
+  fd_status st = FD_OK;
+  struct fd_cuda *cuda = ctx->state;
+  struct fd_nccl *c = cuda->nccl;
+  if (fd_comm_size(ctx->comm) == 1) return FD_OK;
+  if (request < 0 || request >= MAX_REQUESTS)
+    return FD_FAIL(FD_ERR_ARG, "between ranks: request %d, expected 0 to %d", request, MAX_REQUESTS - 1);
+  if (!c->comm) return start_through_host(ctx, kind, x, request);
+  if (!c->done[request]) FD_TRY(FD_CUDA(cudaEventCreateWithFlags(&c->done[request], cudaEventDisableTiming)));
+  FD_TRY(fd_cuda_collective_check(ctx));
+  FD_TRY(FD_CUDA(cudaEventRecord(cuda->comm_event, cuda->stream)));
+  FD_TRY(FD_CUDA(cudaStreamWaitEvent(cuda->comm_stream, cuda->comm_event, 0)));
+  FD_TRY(nccl_status(ctx, issue(ctx, kind, x), "a collective could not be started"));
+  FD_TRY(FD_CUDA(cudaEventRecord(c->done[request], cuda->comm_stream)));
+  if (!c->open[request]) c->n_open++;
+  c->open[request] = true;
+done:
+  return st;
+}
+
+#define START(op, kind) \
+  fd_status cuda_##op(fd_ctx *ctx, const struct fd_##op##_args *a) { return start(ctx, kind, a->x, a->request); }
+START(reduce_start, FD_COMM_ALL_REDUCE)
+START(reduce_scatter_start, FD_COMM_REDUCE_SCATTER)
+START(all_gather_start, FD_COMM_ALL_GATHER)
 
 fd_status cuda_reduce_wait(fd_ctx *ctx, const struct fd_reduce_wait_args *a) {
   struct fd_cuda *cuda = ctx->state;
   struct fd_nccl *c = cuda->nccl;
   if (fd_comm_size(ctx->comm) == 1) return FD_OK;
-  if (c->comm) return FD_CUDA(cudaStreamWaitEvent(cuda->stream, c->done[a->request], 0));
+  if (c->comm) return c->open[a->request] ? FD_CUDA(cudaStreamWaitEvent(cuda->stream, c->done[a->request], 0)) : FD_OK;
   fd_status st = fd_comm_reduce_wait(ctx->comm, a->request);
   return st == FD_OK ? ctx->backend->to_device(ctx, a->x->data, c->host[a->request], fd_tensor_bytes(a->x)) : st;
+}
+
+fd_status fd_cuda_collective_join(fd_ctx *ctx) {
+  fd_status st = FD_OK;
+  struct fd_cuda *cuda = ctx->state;
+  struct fd_nccl *c = cuda->nccl;
+  if (c->n_open == 0) return FD_OK;
+  FD_TRY(fd_cuda_record_event(ctx, cuda->join_event[0]));
+  FD_TRY(FD_CUDA(cudaEventRecord(cuda->comm_event, cuda->comm_stream)));
+  FD_TRY(FD_CUDA(cudaStreamWaitEvent(cuda->stream, cuda->comm_event, 0)));
+  FD_TRY(fd_cuda_record_event(ctx, cuda->join_event[1]));
+  cuda->joined = true;
+done:
+  memset(c->open, 0, sizeof c->open);
+  c->n_open = 0;
+  return st;
 }

@@ -17,7 +17,10 @@ extern "C" {
 extern "C" {
 #endif
 
-enum { FD_CUDA_WORDS = 64 };
+enum {
+  FD_CUDA_WORDS = 64,
+  FD_CUDA_COUNT_STEPS = 8 /* values of a count: each has plans of cuBLASLt and a recording of its own */
+};
 
 extern const struct fd_backend fd_cuda_backend;
 
@@ -28,6 +31,8 @@ struct fd_cuda {
   cudaStream_t stream;      /* all ops */
   cudaStream_t comm_stream; /* collectives */
   cudaEvent_t comm_event;
+  cudaEvent_t join_event[2]; /* around the wait for all sums: what was not hidden behind computation */
+  bool joined;               /* they were recorded and not read yet */
   void *blas;               /* cublasLtHandle_t and its plans (cuda/matmul.c) */
   void *nccl;               /* ncclComm_t (cuda/collective.c) */
   struct {
@@ -35,7 +40,22 @@ struct fd_cuda {
     int32_t value;
   } words[FD_CUDA_WORDS]; /* counts that the host wrote, by their place on the device */
   int n_words;
+  struct fd_cuda_recording *recording; /* being made (cuda/record.c); NULL: ops run */
 };
+
+/* ---- recordings (cuda/record.c) ---- */
+
+fd_status fd_cuda_record_begin(fd_ctx *ctx);
+fd_status fd_cuda_record_end(fd_ctx *ctx, void **out);
+bool fd_cuda_record_fits(fd_ctx *ctx, const void *recording);
+fd_status fd_cuda_replay(fd_ctx *ctx, void *recording);
+void fd_cuda_record_free(fd_ctx *ctx, void **recording);
+/** A count was looked at: the recording being made holds for this value only. */
+fd_status fd_cuda_record_saw(fd_ctx *ctx, const void *at, int32_t value);
+/** An event whose time is read by the host, in a recording or not. */
+fd_status fd_cuda_record_event(fd_ctx *ctx, cudaEvent_t event);
+/** The host's copy of a word on the device; false: not known. */
+bool fd_cuda_word(const struct fd_cuda *c, const void *at, int32_t *value);
 
 /** Rows in use at launch: the host's copy of `count`, or `rows`. */
 fd_status fd_cuda_count(fd_ctx *ctx, const fd_tensor *count, int64_t rows, int64_t *used);

@@ -17,3 +17,7 @@ fd_status fd_cuda_library_prepare(fd_ctx *ctx, enum fd_op op, const void *args, 
   if (op != FD_OP_matmul) return FD_FAIL(FD_ERR_ARG, "%s: no library does this op", fd_op_info(op)->name);
   return fd_cuda_matmul_prepare(ctx, args, scratch_bytes);
 }
+
+fd_status fd_cuda_library_join(fd_ctx *ctx) { return fd_cuda_collective_join(ctx); }
+
+fd_status fd_cuda_library_check(fd_ctx *ctx) { return fd_cuda_collective_check(ctx); }

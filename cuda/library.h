@@ -15,6 +15,11 @@ void fd_cuda_library_close(fd_ctx *ctx);
 /** Checks shapes, makes plans (cached by shape), says how much scratch the op needs. */
 fd_status fd_cuda_library_prepare(fd_ctx *ctx, enum fd_op op, const void *args, size_t *scratch_bytes);
 
+/** Later ops come after all sums that were started. */
+fd_status fd_cuda_library_join(fd_ctx *ctx);
+/** FD_ERR_COMM if a library of another rank has failed, which would leave this one waiting for ever. */
+fd_status fd_cuda_library_check(fd_ctx *ctx);
+
 #ifdef __cplusplus
 }
 #endif

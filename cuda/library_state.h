@@ -11,5 +11,7 @@ fd_status fd_cuda_matmul_prepare(fd_ctx *ctx, const struct fd_matmul_args *a, si
 
 fd_status fd_cuda_collective_open(fd_ctx *ctx);
 void fd_cuda_collective_close(fd_ctx *ctx);
+fd_status fd_cuda_collective_join(fd_ctx *ctx);
+fd_status fd_cuda_collective_check(fd_ctx *ctx);
 
 #endif

@@ -58,6 +58,27 @@ static void test_reduce(fd_comm *comm, size_t piece_bytes) {
   free(b);
 }
 
+/* A rank's part of the sum; every rank's part for all. */
+static void test_parts(fd_comm *comm, size_t piece_bytes) {
+  fd_comm_set_piece_bytes(comm, piece_bytes);
+  const int n = comm->size * 1000, part = 1000;
+  float *f = grab((size_t)n * sizeof *f);
+  double *d = grab((size_t)n * sizeof *d);
+  for (int round = 0; round < 2; round++) {
+    for (int i = 0; i < n; i++) f[i] = (float)((comm->rank + 1) * (i % 7)), d[i] = (double)(comm->rank * n + i);
+    CHECK(fd_comm_collective_start(comm, FD_COMM_REDUCE_SCATTER, 0, f, n, FD_F32) == FD_OK);
+    CHECK(fd_comm_collective_start(comm, FD_COMM_ALL_GATHER, 1, d, n, FD_F64) == FD_OK);
+    CHECK(fd_comm_reduce_wait(comm, 1) == FD_OK && fd_comm_reduce_wait(comm, 0) == FD_OK);
+    int wrong = 0;
+    for (int i = comm->rank * part; i < (comm->rank + 1) * part; i++) wrong += f[i] != (float)want(comm->size, i);
+    for (int i = 0; i < n; i++) wrong += d[i] != (double)(i / part * n + i);
+    CHECK(wrong == 0);
+  }
+  fd_comm_set_piece_bytes(comm, (size_t)1 << 30);
+  free(f);
+  free(d);
+}
+
 /* Numbers whose sum depends on the order: all ranks hold the same bits, and again the same in a second run. */
 static void test_deterministic(fd_comm *comm, fd_dtype dtype, int n) {
   size_t bytes = (size_t)n * fd_dtype_bytes(dtype);
@@ -155,6 +176,8 @@ static void test_misuse(fd_comm *comm) {
   float x[4] = {0};
   CHECK(fd_comm_reduce_wait(comm, 5) == FD_ERR_ARG);
   CHECK(fd_comm_reduce_start(comm, 5, x, 4, FD_I32) == FD_ERR_ARG);
+  CHECK(fd_comm_collective_start(comm, FD_COMM_REDUCE_SCATTER, 5, x, comm->size + 1, FD_F32) == FD_ERR_ARG &&
+        strstr(fd_status_message(), "no multiple"));
   CHECK(fd_comm_reduce_start(comm, -1, x, 4, FD_F32) == FD_ERR_ARG);
   CHECK(fd_comm_reduce_start(comm, 5, x, 4, FD_F32) == FD_OK);
   CHECK(fd_comm_reduce_start(comm, 5, x, 4, FD_F32) == FD_ERR_ARG); /* not free yet */
@@ -178,6 +201,8 @@ int main(void) {
       CHECK(comm->size == size && comm->rank == world->rank);
       test_reduce(comm, (size_t)1 << 30);
       test_reduce(comm, 4096);
+      test_parts(comm, (size_t)1 << 30);
+      test_parts(comm, 1024);
       test_deterministic(comm, FD_F32, 5);
       test_deterministic(comm, FD_F32, 300001);
       test_deterministic(comm, FD_BF16, 300001);

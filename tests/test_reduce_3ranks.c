@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// The ops reduce_start and reduce_wait through a graph on the CPU backend, on 1, 2 and 3 ranks: other ops run between them, the value
-// is not touched, and what comes after the wait reads the sum. Exact: small integers.
+// The ops between ranks through a graph, on 1, 2 and 3 ranks: other ops run between start and wait, the value is not touched, and what
+// comes after the wait reads the sum (all of it, or this rank's part) or everybody's parts. Exact: small integers. Built once more for the
+// CUDA backend (tests/emulate), which records the second run and replays the third.
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "comm/comm.h"
 #include "graph/backend.h"
 #include "graph/build.h"
+#include "graph/internal.h"
 
 static int failed;
 #define CHECK(c)                                                                                            \
@@ -14,7 +16,12 @@ static int failed;
     if (!(c)) failed = 1, fprintf(stderr, "%s:%d: %s (%s)\n", __FILE__, __LINE__, #c, fd_status_message()); \
   } while (0)
 
-enum { ROWS = 37, COLS = 19, N = ROWS * COLS };
+#ifdef FD_EMULATE
+#define BACKEND "cuda"
+#else
+#define BACKEND "cpu"
+#endif
+enum { ROWS = 37, COLS = 18, N = ROWS * COLS }; /* 2 and 3 ranks have equal parts */
 
 static void test_graph(fd_comm *comm, fd_dtype dtype) {
   const struct fd_backend *backend = NULL;
@@ -23,7 +30,7 @@ static void test_graph(fd_comm *comm, fd_dtype dtype) {
   size_t bytes = 0;
   void *arena = NULL;
   const int64_t shape[2] = {ROWS, COLS}, one[1] = {1};
-  CHECK(fd_backend_find("cpu", &backend) == FD_OK && fd_ctx_create(backend, 1, comm, &ctx) == FD_OK);
+  CHECK(fd_backend_find(BACKEND, &backend) == FD_OK && fd_ctx_create_with(backend, 1, comm, FD_CTX_SHARE_DEVICE, &ctx) == FD_OK);
   if (!ctx) return;
   CHECK(fd_graph_create(ctx, "reduce", &g) == FD_OK);
   fd_var x = fd_graph_input(g, "x", dtype, 2, shape), z = fd_graph_input(g, "z", dtype, 2, shape), d = fd_graph_input(g, "d", FD_F64, 1, one);
@@ -35,6 +42,11 @@ static void test_graph(fd_comm *comm, fd_dtype dtype) {
   fd_graph_emit(g, FD_OP_reduce_wait, &(struct fd_reduce_wait_args){.request = 0}, &d);
   fd_var sum = fd_add(g, x, y, 0);
   fd_graph_keep(g, sum);
+  fd_var part = fd_graph_input(g, "part", dtype, 2, shape), parts = fd_graph_input(g, "parts", dtype, 2, shape);
+  fd_graph_emit(g, FD_OP_reduce_scatter_start, &(struct fd_reduce_scatter_start_args){.request = 1}, &part);
+  fd_graph_emit(g, FD_OP_all_gather_start, &(struct fd_all_gather_start_args){.request = 2}, &parts);
+  fd_graph_emit(g, FD_OP_reduce_wait, &(struct fd_reduce_wait_args){.request = 2}, &parts);
+  fd_graph_emit(g, FD_OP_reduce_wait, &(struct fd_reduce_wait_args){.request = 1}, &part);
   CHECK(fd_graph_plan(g, &bytes) == FD_OK && backend->alloc(ctx, bytes, &arena) == FD_OK && fd_graph_attach(g, arena, bytes) == FD_OK);
   for (int step = 0; step < 3; step++) { /* the same graph every step, its requests free again */
     float f[N], zeros_are_not[N];
@@ -50,6 +62,8 @@ static void test_graph(fd_comm *comm, fd_dtype dtype) {
     CHECK(fd_graph_set(g, x, dtype == FD_F32 ? (void *)f : (void *)h, size) == FD_OK);
     CHECK(fd_graph_set(g, z, dtype == FD_F32 ? (void *)zeros_are_not : (void *)hz, size) == FD_OK);
     CHECK(fd_graph_set(g, d, &mine, sizeof mine) == FD_OK);
+    CHECK(fd_graph_set(g, part, dtype == FD_F32 ? (void *)f : (void *)h, size) == FD_OK);
+    CHECK(fd_graph_set(g, parts, dtype == FD_F32 ? (void *)f : (void *)h, size) == FD_OK);
     CHECK(fd_graph_run(g) == FD_OK);
     CHECK(fd_graph_read(g, sum, dtype == FD_F32 ? (void *)f : (void *)h, size) == FD_OK);
     CHECK(fd_graph_read(g, d, &all, sizeof all) == FD_OK);
@@ -57,6 +71,16 @@ static void test_graph(fd_comm *comm, fd_dtype dtype) {
     for (int i = 0; i < N; i++)
       wrong += (dtype == FD_F32 ? f[i] : fd_bf16_to_f32(h[i])) != (float)(n * (n + 1) / 2 * (i % 5) + n * step + 3 * (i % 3));
     CHECK(wrong == 0 && all == 0.25 * n * (n + 1));
+    CHECK(fd_graph_read(g, part, dtype == FD_F32 ? (void *)f : (void *)h, size) == FD_OK);
+    for (int i = comm->rank * (N / n); i < (comm->rank + 1) * (N / n); i++)
+      wrong += (dtype == FD_F32 ? f[i] : fd_bf16_to_f32(h[i])) != (float)(n * (n + 1) / 2 * (i % 5) + n * step);
+    CHECK(wrong == 0);
+    CHECK(fd_graph_read(g, parts, dtype == FD_F32 ? (void *)f : (void *)h, size) == FD_OK);
+    for (int i = 0; i < N; i++) wrong += (dtype == FD_F32 ? f[i] : fd_bf16_to_f32(h[i])) != (float)((i / (N / n) + 1) * (i % 5) + step);
+    CHECK(wrong == 0);
+#ifdef FD_EMULATE
+    CHECK(g->n_recordings == 1 && (g->recordings[0].what != NULL) == (step > 0));
+#endif
   }
   fd_graph_destroy(&g);
   backend->free(ctx, arena);

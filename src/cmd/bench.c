@@ -21,6 +21,19 @@ struct op_sum {
   int64_t calls;
 };
 
+/* An op between two points (struct fd_backend). */
+struct timed {
+  enum fd_op op;
+  const void *args;
+  void *from, *to;
+};
+
+struct clock {
+  struct timed *timed;
+  int n, cap;
+  fd_status st;
+};
+
 struct bench {
   const struct fd_options *opt;
   struct fd_parts parts;
@@ -35,7 +48,7 @@ struct bench {
   int64_t tokens; /* drawn in all */
   /* clocks */
   struct op_sum ops[FD_OP_COUNT];
-  double op_began;
+  struct clock clock;
   int64_t steps;
   double wall, best;
   double phase_s[FD_PHASE_COUNT];
@@ -107,44 +120,97 @@ done:
 
 /* ---- a clock around every op ------------------------------------------------------------------------------------- */
 
-/* Share of the capacity that this call really works on: rows in use, or pairs of queries and keys. */
-static double share_used(const struct fd_op_info *info, enum fd_op op, const void *args) {
-  fd_tensor *const *slot = args;
-  if (op == FD_OP_attention_fwd || op == FD_OP_attention_bwd) {
-    const fd_tensor *ranges = NULL;
-    const int64_t max_q = op == FD_OP_attention_fwd ? ((const struct fd_attention_fwd_args *)args)->max_q : ((const struct fd_attention_bwd_args *)args)->max_q;
-    const int64_t max_k = op == FD_OP_attention_fwd ? ((const struct fd_attention_fwd_args *)args)->max_k : ((const struct fd_attention_bwd_args *)args)->max_k;
-    for (int s = 0; s < info->n_slots; s++)
-      if (!strcmp(info->slot[s], "ranges")) ranges = slot[s];
-    const int32_t *r = ranges->data;
-    double pairs = 0, n = (double)ranges->shape[0] * (double)max_q * (double)max_k;
-    for (int64_t i = 0; i < ranges->shape[0]; i++) pairs += (double)r[4 * i + 1] * (double)r[4 * i + 3];
-    return n > 0 ? pairs / n : 1;
+/* A host copy of a small tensor, for the caller to free; NULL: no memory. */
+static int32_t *host_copy(fd_ctx *ctx, const fd_tensor *t) {
+  int32_t *host = malloc(fd_tensor_bytes(t));
+  if (host && ctx->backend->from_device(ctx, host, t->data, fd_tensor_bytes(t)) != FD_OK) {
+    free(host);
+    host = NULL;
   }
-  for (int s = 0; s < info->n_slots; s++)
-    if (!strcmp(info->slot[s], "count") && slot[s]) {
-      /* the first activation's rows are the capacity */
-      const double rows = (double)fd_tensor_rows(slot[0]->ndim > 1 ? slot[0] : slot[info->n_slots - 1]);
-      return rows > 0 ? fmin(1, *(const int32_t *)slot[s]->data / rows) : 1;
-    }
-  return 1;
+  return host;
 }
 
+static const fd_tensor *slot_named(enum fd_op op, const void *args, const char *name) {
+  const struct fd_op_info *info = fd_op_info(op);
+  for (int s = 0; s < info->n_slots; s++)
+    if (!strcmp(info->slot[s], name)) return ((fd_tensor *const *)args)[s];
+  return NULL;
+}
+
+/* Share of the capacity that this call really works on: rows in use, or pairs of queries and keys. */
+static double share_used(fd_ctx *ctx, enum fd_op op, const void *args) {
+  const struct fd_op_info *info = fd_op_info(op);
+  double share = 1;
+  if (op == FD_OP_attention_fwd || op == FD_OP_attention_bwd) {
+    const fd_tensor *ranges = slot_named(op, args, "ranges");
+    const int64_t max_q = op == FD_OP_attention_fwd ? ((const struct fd_attention_fwd_args *)args)->max_q : ((const struct fd_attention_bwd_args *)args)->max_q;
+    const int64_t max_k = op == FD_OP_attention_fwd ? ((const struct fd_attention_fwd_args *)args)->max_k : ((const struct fd_attention_bwd_args *)args)->max_k;
+    const double n = (double)ranges->shape[0] * (double)max_q * (double)max_k;
+    int32_t *r = host_copy(ctx, ranges);
+    double pairs = 0;
+    for (int64_t i = 0; r && i < ranges->shape[0]; i++) pairs += (double)r[4 * i + 1] * (double)r[4 * i + 3];
+    if (r && n > 0) share = pairs / n;
+    free(r);
+    return share;
+  }
+  const fd_tensor *count = slot_named(op, args, "count");
+  if (!count) return 1;
+  /* the first activation's rows are the capacity */
+  fd_tensor *const *slot = args;
+  const double rows = (double)fd_tensor_rows(slot[0]->ndim > 1 ? slot[0] : slot[info->n_slots - 1]);
+  int32_t *used = host_copy(ctx, count);
+  if (used && rows > 0) share = fmin(1, *used / rows);
+  free(used);
+  return share;
+}
+
+/* Remembers the op between two points of the device's own time; nothing waits, so ops follow each other as they do without a clock. */
 static void clock_op(void *user, fd_ctx *ctx, enum fd_op op, const void *args, bool done) {
   struct bench *b = user;
-  double flop, bytes;
-  if (strcmp(ctx->backend->name, "cpu") != 0) (void)ctx->backend->sync(ctx); /* an op's time, not its launch */
-  if (!done) {
-    b->op_began = now();
-    return;
+  struct clock *c = &b->clock;
+  if (c->st != FD_OK) return;
+  if (!done && c->n == c->cap) {
+    const int cap = c->cap ? 2 * c->cap : 1024;
+    struct timed *t = realloc(c->timed, (size_t)cap * sizeof *t);
+    if (!t) {
+      c->st = FD_FAIL(FD_ERR_NOMEM, "no memory for the times of %d ops", cap);
+      return;
+    }
+    memset(t + c->cap, 0, (size_t)(cap - c->cap) * sizeof *t);
+    c->timed = t;
+    c->cap = cap;
   }
-  struct op_sum *o = &b->ops[op];
-  o->seconds += now() - b->op_began;
-  o->calls++;
-  fd_op_cost(op, args, &flop, &bytes);
-  const double share = strcmp(ctx->backend->name, "cpu") ? 1 : share_used(fd_op_info(op), op, args);
-  o->flop += flop * share;
-  o->bytes += bytes * share;
+  struct timed *t = &c->timed[c->n];
+  if (!done) t->op = op, t->args = args;
+  c->st = ctx->backend->mark(ctx, done ? &t->to : &t->from);
+  if (done) c->n++;
+}
+
+/* The times of a step's ops, once it is over. Their args are the graph's, and counts are what they were. */
+static fd_status read_clock(struct bench *b) {
+  fd_status st = b->clock.st;
+  for (int i = 0; i < b->clock.n && st == FD_OK; i++) {
+    const struct timed *t = &b->clock.timed[i];
+    struct op_sum *o = &b->ops[t->op];
+    double s = 0, flop, bytes;
+    st = b->ctx->backend->seconds(b->ctx, t->from, t->to, &s);
+    const double share = share_used(b->ctx, t->op, t->args);
+    fd_op_cost(t->op, t->args, &flop, &bytes);
+    o->seconds += s;
+    o->calls++;
+    o->flop += flop * share;
+    o->bytes += bytes * share;
+  }
+  b->clock.n = 0;
+  return st;
+}
+
+static void free_clock(struct bench *b) {
+  for (int i = 0; i < b->clock.cap; i++) {
+    if (b->clock.timed[i].from) b->ctx->backend->mark_free(b->ctx, &b->clock.timed[i].from);
+    if (b->clock.timed[i].to) b->ctx->backend->mark_free(b->ctx, &b->clock.timed[i].to);
+  }
+  free(b->clock.timed);
 }
 
 /* ---- what is told ------------------------------------------------------------------------------------------------ */
@@ -269,7 +335,10 @@ static fd_status run_bench(struct fd_run *run) {
   fd_log_progress("%s", "");
   fd_step_take_seconds(b->step, b->phase_s);
   fd_op_set_hook(clock_op, b);
-  for (int64_t i = 0; i < clocked; i++) FD_TRY(one_step(b, warmup + steps + i, least, most));
+  for (int64_t i = 0; i < clocked; i++) {
+    FD_TRY(one_step(b, warmup + steps + i, least, most));
+    FD_TRY(read_clock(b));
+  }
   fd_op_set_hook(NULL, NULL);
   const double images = (double)(b->opt->data.batch_size * b->opt->trainer.gradient_accumulation_steps * ranks) / b->best;
   if (fd_comm_rank(run->comm) == 0) {
@@ -282,6 +351,7 @@ done:
   if (b) {
     fd_step_destroy(&b->step);
     fd_parts_close(&b->parts);
+    free_clock(b);
     fd_ctx_destroy(&b->ctx);
     free(b->pixels), free(b->ids), free(b->lengths), free(b->sigma), free(b->timestep), free(b->weight), free(b->sample);
   }

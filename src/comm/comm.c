@@ -359,7 +359,18 @@ done:
   return st;
 }
 
-fd_status fd_comm_reduce_start(fd_comm *comm, int request, void *data, int64_t n, fd_dtype dtype) {
+/* One message of k elements of rank `root`'s part (of all, for a sum). */
+static int start_piece(struct fd_comm_impl *impl, enum fd_comm_kind kind, int root, int rank, void *data, int k, MPI_Datatype type, MPI_Op op,
+                       MPI_Request *request) {
+  switch (kind) {
+    case FD_COMM_ALL_GATHER: return MPI_Ibcast(data, k, type, root, impl->world, request);
+    case FD_COMM_REDUCE_SCATTER:
+      return MPI_Ireduce(root == rank ? MPI_IN_PLACE : data, root == rank ? data : NULL, k, type, op, root, impl->world, request);
+    default: return MPI_Iallreduce(MPI_IN_PLACE, data, k, type, op, impl->world, request);
+  }
+}
+
+fd_status fd_comm_collective_start(fd_comm *comm, enum fd_comm_kind kind, int request, void *data, int64_t n, fd_dtype dtype) {
   fd_status st = FD_OK;
   if (fd_comm_size(comm) == 1) return st;
   struct fd_comm_impl *impl = comm->impl;
@@ -368,9 +379,11 @@ fd_status fd_comm_reduce_start(fd_comm *comm, int request, void *data, int64_t n
   if (dtype != FD_F32 && dtype != FD_F64 && dtype != FD_BF16)
     FD_TRY(FD_FAIL(FD_ERR_ARG, "reduce of %s: f32, f64 and bf16 are known", fd_dtype_name(dtype)));
   if (request < 0 || n < 0) FD_TRY(FD_FAIL(FD_ERR_ARG, "reduce request %d of %lld elements", request, (long long)n));
+  const int64_t parts = kind == FD_COMM_ALL_REDUCE ? 1 : comm->size, part = n / parts;
+  if (n % parts) FD_TRY(FD_FAIL(FD_ERR_ARG, "request %d: %lld elements are no multiple of %d ranks", request, (long long)n, comm->size));
   int64_t most = (int64_t)(impl->piece_bytes / fd_dtype_bytes(dtype));
   if (most > PIECE_ELEMENTS) most = PIECE_ELEMENTS;
-  int64_t pieces = (n + most - 1) / most;
+  int64_t pieces = (part + most - 1) / most * parts;
   FD_TRY(reserve(impl, request, pieces));
   if (impl->n_open[request] >= 0) FD_TRY(FD_FAIL(FD_ERR_ARG, "reduce request %d started twice", request));
   if (!impl->node_sum_tried) {
@@ -378,20 +391,22 @@ fd_status fd_comm_reduce_start(fd_comm *comm, int request, void *data, int64_t n
     if (comm->size == comm->node_size && fd_node_sum_create(comm, &impl->node_sum) != FD_OK && comm->rank == 0)
       fd_log_warn("sums over ranks go through MPI, which is slower: %s", fd_status_message());
   }
-  if (impl->node_sum && dtype == FD_F32 && impl->piece_bytes == PIECE_BYTES) {
+  /* on one node memory is what a sum costs, so a part of it costs as much as all */
+  if (impl->node_sum && kind != FD_COMM_ALL_GATHER && dtype == FD_F32 && impl->piece_bytes == PIECE_BYTES) {
     FD_TRY(fd_node_sum_start(impl->node_sum, request, data, n, &impl->n_open[request]));
     fd_node_sum_progress(impl->node_sum, impl->n_open);
     goto done;
   }
   impl->n_open[request] = 0;
-  for (int64_t at = 0; at < n;) {
-    int64_t k = n - at < most ? n - at : most;
-    TRY_MPI(MPI_Iallreduce(MPI_IN_PLACE, (char *)data + (size_t)at * fd_dtype_bytes(dtype), (int)k, type, op, impl->world,
-                           &impl->pending[impl->n_pending]));
-    impl->owner[impl->n_pending++] = request;
-    impl->n_open[request]++;
-    at += k;
-  }
+  for (int64_t p = 0; p < parts; p++)
+    for (int64_t at = 0; at < part;) {
+      int64_t k = part - at < most ? part - at : most;
+      TRY_MPI(start_piece(impl, kind, (int)p, comm->rank, (char *)data + (size_t)(p * part + at) * fd_dtype_bytes(dtype), (int)k, type, op,
+                          &impl->pending[impl->n_pending]));
+      impl->owner[impl->n_pending++] = request;
+      impl->n_open[request]++;
+      at += k;
+    }
 done:
   return st;
 }
@@ -451,6 +466,14 @@ done:
 
 bool fd_comm_is_waiting(const fd_comm *comm) {
   return comm && atomic_load_explicit(&comm->impl->waiting, memory_order_relaxed);
+}
+
+void fd_comm_set_waiting(fd_comm *comm, bool waiting) {
+  if (comm) atomic_store_explicit(&comm->impl->waiting, waiting, memory_order_relaxed);
+}
+
+void fd_comm_add_wait_s(fd_comm *comm, double seconds) {
+  if (comm) comm->impl->wait_s += seconds;
 }
 
 double fd_comm_take_wait_s(fd_comm *comm) {

@@ -62,10 +62,16 @@ fd_status fd_comm_allreduce_u64(fd_comm *comm, uint64_t *values, int64_t n, enum
 
 /* ---- sums of gradients, beside the computation -------------------------------------------------------------------- */
 
-/** Begin data[i] = sum over ranks of data[i], in place. f32, f64 or bf16 (each sum of two is rounded). `request` (0..)
- *  names the pair until fd_comm_reduce_wait; it must be free. Nobody touches data until then. Collective: every rank calls the
- *  same requests in the same order. */
-fd_status fd_comm_reduce_start(fd_comm *comm, int request, void *data, int64_t n, fd_dtype dtype);
+enum fd_comm_kind { FD_COMM_ALL_REDUCE = 0, FD_COMM_REDUCE_SCATTER, FD_COMM_ALL_GATHER };
+
+/** Begin, in place: the sum over ranks of data[i]; of rank r's part of data only (the others are undefined then); or every rank's part
+ *  for all. Rank r's part are elements [r n / size, (r + 1) n / size); n is a multiple of size for the last two, else FD_ERR_ARG. f32, f64 or bf16
+ *  (each sum of two is rounded). `request` (0..) names the pair until fd_comm_reduce_wait; it must be free. Nobody touches data until then.
+ *  Collective: every rank calls the same requests in the same order. */
+fd_status fd_comm_collective_start(fd_comm *comm, enum fd_comm_kind kind, int request, void *data, int64_t n, fd_dtype dtype);
+static inline fd_status fd_comm_reduce_start(fd_comm *comm, int request, void *data, int64_t n, fd_dtype dtype) {
+  return fd_comm_collective_start(comm, FD_COMM_ALL_REDUCE, request, data, n, dtype);
+}
 /** Return when `request` is done. A request that was not started is FD_ERR_ARG. With one rank both do nothing. */
 fd_status fd_comm_reduce_wait(fd_comm *comm, int request);
 /** Push outstanding messages on (OpenMPI moves nothing outside its calls). Cheap when none is outstanding. */
@@ -75,6 +81,9 @@ fd_status fd_comm_progress(fd_comm *comm);
 double fd_comm_take_wait_s(fd_comm *comm);
 /** Whether this rank is waiting for others just now, within any function of this file. Any thread. */
 bool fd_comm_is_waiting(const fd_comm *comm);
+/** For a backend with messages of its own (NCCL): that it waits, or no longer; and seconds that it has waited for a sum. Local. */
+void fd_comm_set_waiting(fd_comm *comm, bool waiting);
+void fd_comm_add_wait_s(fd_comm *comm, double seconds);
 /** Largest message in bytes, for tests of the cutting: sums of f32 then go through MPI on one node too. Default and most: 1 GiB. The same on all ranks, none outstanding. */
 void fd_comm_set_piece_bytes(fd_comm *comm, size_t bytes);
 

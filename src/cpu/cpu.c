@@ -5,6 +5,7 @@
 
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <time.h>
 
 /* ---- tables ------------------------------------------------------------------------------------------------------ */
 
@@ -85,6 +86,29 @@ static fd_status cpu_sync(fd_ctx *ctx) {
   return FD_OK; /* ops are done when they return */
 }
 
+/* ---- points in time ---------------------------------------------------------------------------------------------- */
+
+static fd_status cpu_mark(fd_ctx *ctx, void **point) {
+  (void)ctx;
+  if (!*point) *point = malloc(sizeof(struct timespec));
+  if (!*point) return FD_FAIL(FD_ERR_NOMEM, "no memory for a point in time");
+  clock_gettime(CLOCK_MONOTONIC, *point);
+  return FD_OK;
+}
+
+static fd_status cpu_seconds(fd_ctx *ctx, const void *from, const void *to, double *seconds) {
+  (void)ctx;
+  const struct timespec *a = from, *b = to;
+  *seconds = (double)(b->tv_sec - a->tv_sec) + 1e-9 * (double)(b->tv_nsec - a->tv_nsec);
+  return FD_OK;
+}
+
+static void cpu_mark_free(fd_ctx *ctx, void **point) {
+  (void)ctx;
+  free(*point);
+  *point = NULL;
+}
+
 static fd_status cpu_prepare(fd_ctx *ctx, enum fd_op op, const void *args, size_t *scratch_bytes) {
   fd_status st = fd_op_check(op, args);
   *scratch_bytes = 0;
@@ -109,4 +133,7 @@ const struct fd_backend fd_cpu_backend = {
     .sync = cpu_sync,
     .prepare = cpu_prepare,
     .kept_bytes = cpu_conv2d_kept_bytes,
+    .mark = cpu_mark,
+    .seconds = cpu_seconds,
+    .mark_free = cpu_mark_free,
 };

@@ -128,7 +128,9 @@ fd_status fd_sampler_create(const struct fd_sampler_parts *parts, const struct f
   form.instruction = "";
   FD_TRY(fd_prompt_create(parts->tokenizer, &form, &s->negative));
   s->stride = fd_prompt_length(s->prompt);
-  FD_TRY(fd_text_create(s->rows, s->rows * s->stride, s->stride, TEXT_TILE, &s->text));
+  int64_t text_rows = s->rows * s->stride;
+  const int64_t tile = fd_count_tile(parts->ctx, &text_rows, TEXT_TILE);
+  FD_TRY(fd_text_create(s->rows, text_rows, s->stride, tile, &s->text));
   s->ids = calloc((size_t)(s->rows * s->stride), sizeof *s->ids);
   s->len = calloc((size_t)s->rows, sizeof *s->len);
   s->sigmas = calloc((size_t)config->num_inference_steps + 1, sizeof *s->sigmas);

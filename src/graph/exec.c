@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Running: args structs point to their values since the plan and get their memory once, in attach; nothing is made here.
+#include <stdio.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "comm/comm.h"
 #include "graph/internal.h"
 
@@ -11,6 +13,7 @@ fd_status fd_graph_attach(fd_graph *g, void *arena, size_t bytes) {
   if (bytes < g->memory.arena)
     return FD_FAIL(FD_ERR_ARG, "graph %s: an arena of %zu bytes, the plan needs %zu", g->name, bytes, g->memory.arena);
   if ((uintptr_t)arena % 64) return FD_FAIL(FD_ERR_ARG, "graph %s: the arena is not aligned to 64 bytes", g->name);
+  fd_graph_drop_recordings(g); /* they hold addresses */
   g->arena = arena;
   for (int v = 1; v < g->n_values; v++) {
     struct fd_value *x = g->values[v];
@@ -94,12 +97,9 @@ done:
 
 /* ---- run ------------------------------------------------------------------------------------------------------- */
 
-fd_status fd_graph_run_nodes(fd_graph *g, int first, int last) {
+static fd_status run_ops(fd_graph *g, int first, int last) {
   fd_status st = FD_OK;
   fd_ctx *ctx = g->ctx;
-  if (!g->ready) FD_TRY(check_ready(g));
-  if (first < 0 || last > g->n_nodes)
-    FD_TRY(FD_FAIL(FD_ERR_ARG, "graph %s: ops [%d, %d) of %d", g->name, first, last, g->n_nodes));
   for (int i = first; i < last; i++) {
     const struct fd_node *node = &g->nodes[i];
     if (g->poison) FD_TRY(poison(g, i, false));
@@ -113,6 +113,65 @@ fd_status fd_graph_run_nodes(fd_graph *g, int first, int last) {
     if (ctx->comm) FD_TRY(fd_comm_progress(ctx->comm));
     if (g->poison) FD_TRY(poison(g, i, true));
   }
+  if (ctx->backend->join) FD_TRY(ctx->backend->join(ctx));
+done:
+  return st;
+}
+
+void fd_graph_drop_recordings(fd_graph *g) {
+  for (int i = 0; i < g->n_recordings; i++)
+    if (g->recordings[i].what) g->ctx->backend->record_free(g->ctx, &g->recordings[i].what);
+  g->n_recordings = 0;
+}
+
+/* The recording of these ops that fits, or where a new one goes; NULL: no more are kept. *seen: the ops ran before. */
+static struct fd_recording *find_recording(fd_graph *g, int first, int last, bool *seen) {
+  struct fd_recording *empty = NULL;
+  *seen = false;
+  for (int i = 0; i < g->n_recordings; i++) {
+    struct fd_recording *r = &g->recordings[i];
+    if (r->first != first || r->last != last) continue;
+    *seen = true;
+    if (!r->what) empty = r;
+    else if (g->ctx->backend->record_fits(g->ctx, r->what)) return r;
+  }
+  if (empty || g->n_recordings == FD_GRAPH_RECORDINGS) return empty;
+  empty = &g->recordings[g->n_recordings++];
+  *empty = (struct fd_recording){.first = first, .last = last};
+  return empty;
+}
+
+/* A library that refuses to be recorded costs speed, not the run: it is said once, and nothing was executed. */
+static fd_status record(fd_graph *g, struct fd_recording *r) {
+  fd_ctx *ctx = g->ctx;
+  char why[1024] = "";
+  fd_status st = ctx->backend->record_begin(ctx);
+  if (st == FD_OK) {
+    st = run_ops(g, r->first, r->last);
+    if (st != FD_OK) snprintf(why, sizeof why, "%s", fd_status_message());
+    const fd_status end = ctx->backend->record_end(ctx, st == FD_OK ? &r->what : NULL);
+    if (st == FD_OK) st = end;
+  }
+  if (st == FD_OK) return FD_OK;
+  fd_log_warn("graph %s: its ops cannot be recorded, so each step issues them one by one (as with trainer.cuda_graph = false): %s", g->name,
+              *why ? why : fd_status_message());
+  ctx->record = false;
+  return FD_OK;
+}
+
+fd_status fd_graph_run_nodes(fd_graph *g, int first, int last) {
+  fd_status st = FD_OK;
+  fd_ctx *ctx = g->ctx;
+  bool seen;
+  if (!g->ready) FD_TRY(check_ready(g));
+  if (first < 0 || last > g->n_nodes)
+    FD_TRY(FD_FAIL(FD_ERR_ARG, "graph %s: ops [%d, %d) of %d", g->name, first, last, g->n_nodes));
+  if (!ctx->record || g->poison || fd_op_hooked()) return run_ops(g, first, last);
+  struct fd_recording *r = find_recording(g, first, last, &seen);
+  /* the first time libraries load what they need, which cannot be recorded */
+  if (!r || !seen) return run_ops(g, first, last);
+  if (!r->what) FD_TRY(record(g, r));
+  st = r->what ? ctx->backend->replay(ctx, r->what) : run_ops(g, first, last);
 done:
   return st;
 }

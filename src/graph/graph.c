@@ -27,6 +27,7 @@ done:
 void fd_graph_destroy(fd_graph **graph) {
   fd_graph *g = *graph;
   if (!g) return;
+  fd_graph_drop_recordings(g);
   for (int i = 0; i < g->n_nodes; i++) free(g->nodes[i].args);
   for (int v = 1; v < g->n_values; v++) {
     free(g->values[v]->name);
@@ -138,6 +139,7 @@ void fd_graph_bind(fd_graph *g, fd_var v, void *data) {
     fd_graph_fail(g, FD_ERR_ARG, "bind: %s is not external", fd_graph_text(g, v));
     return;
   }
+  if (g->values[v]->t.data != data) fd_graph_drop_recordings(g); /* they hold addresses */
   g->values[v]->t.data = data;
   for (fd_var w = g->values[v]->next_view; w; w = g->values[w]->next_view)
     g->values[w]->t.data = data ? (char *)data + g->values[w]->offset : NULL;

@@ -108,7 +108,8 @@ void fd_graph_memory(const fd_graph *g, struct fd_graph_memory *out);
  *  at the same time may share one; inputs then keep their content only until another graph runs). Borrowed. */
 fd_status fd_graph_attach(fd_graph *g, void *arena, size_t bytes);
 
-/** Run all ops in order. Between ops the context's communicator makes progress. */
+/** Run all ops in order. Between ops the context's communicator makes progress. Where the backend records, the second run of the same
+ *  ops with the same counts is recorded, and later ones are replayed. */
 fd_status fd_graph_run(fd_graph *g);
 
 /** For tests: fill memory with NaN before an op writes it and after its last reader, and scratch before each op. A plan that

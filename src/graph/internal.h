@@ -50,6 +50,13 @@ struct fd_segment {
   int first, end; /* nodes [first, end) */
 };
 
+/* Ops [first, last) as the backend recorded them, for one set of counts; what == NULL: they ran once, not recorded. */
+struct fd_recording {
+  int first, last;
+  void *what; /* owned */
+};
+enum { FD_GRAPH_RECORDINGS = 64 };
+
 struct fd_graph {
   fd_ctx *ctx; /* borrowed */
   char *name;
@@ -71,6 +78,8 @@ struct fd_graph {
   struct fd_graph_memory memory;
   char *arena; /* borrowed */
   bool ready;  /* every external is bound */
+  struct fd_recording recordings[FD_GRAPH_RECORDINGS];
+  int n_recordings;
 };
 
 static inline bool fd_graph_ok(const fd_graph *g) { return g->st == FD_OK; }
@@ -79,6 +88,9 @@ static inline struct fd_value *fd_graph_base(const fd_graph *g, fd_var v) { retu
 
 /** "x [2, 3] bf16", "text_proj.weight [64, 32] f32" or "nothing", for messages: one of eight buffers in turn. */
 const char *fd_graph_text(const fd_graph *g, fd_var v);
+
+/** Forget recordings, whose addresses are wrong now. */
+void fd_graph_drop_recordings(fd_graph *g);
 
 /** May slot `out` of op be the same memory as slot `in`? (op/ops.h) */
 bool fd_graph_in_place(enum fd_op op, int out, int in);

@@ -52,6 +52,8 @@ static const char *const types[FD_OP_COUNT] = {
     [FD_OP_clip] = "DF",
     [FD_OP_adamw] = "FFFFFWF",
     [FD_OP_reduce_start] = "R",
+    [FD_OP_reduce_scatter_start] = "R",
+    [FD_OP_all_gather_start] = "R",
     [FD_OP_reduce_wait] = "R",
 };
 

@@ -39,6 +39,7 @@ fd_status fd_ctx_create_with(const struct fd_backend *backend, int n_threads, st
   ctx->comm = comm;
   ctx->deterministic = flags & FD_CTX_DETERMINISTIC;
   ctx->share_device = flags & FD_CTX_SHARE_DEVICE;
+  ctx->record = backend->record_begin && !(flags & FD_CTX_NO_RECORD);
   FD_TRY(backend->open(ctx));
   *out = ctx;
   ctx = NULL;
@@ -53,6 +54,15 @@ void fd_ctx_destroy(fd_ctx **ctx) {
   free(*ctx);
   *ctx = NULL;
 }
+
+int64_t fd_count_tile(const fd_ctx *ctx, int64_t *capacity, int64_t least) {
+  const int64_t steps = ctx->backend->count_steps, n = steps ? (*capacity + steps - 1) / steps : least;
+  const int64_t tile = (n + least - 1) / least * least;
+  *capacity = steps ? tile * steps : (*capacity + tile - 1) / tile * tile;
+  return tile;
+}
+
+bool fd_op_hooked(void) { return op_hook != NULL; }
 
 void fd_op_set_hook(fd_op_hook *hook, void *user) {
   op_hook = hook;

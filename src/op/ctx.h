@@ -33,6 +33,26 @@ struct fd_backend {
   /** Bytes that the backend will keep, beside the graph's memory, for a copy of this prepared op's constant operand
    *  (FD_T_CONST); ops with the same operand and as many bytes share it. NULL: it keeps none. */
   size_t (*kept_bytes)(fd_ctx *ctx, enum fd_op op, const void *args);
+
+  /** A point in the order of the context's work, for timing: *point NULL makes one, else it moves here. Ops issued before it are
+   *  done at that point, and nothing waits. seconds waits for `to`. The caller frees points. */
+  fd_status (*mark)(fd_ctx *ctx, void **point);
+  fd_status (*seconds)(fd_ctx *ctx, const void *from, const void *to, double *seconds);
+  void (*mark_free)(fd_ctx *ctx, void **point);
+
+  /** 0: a count (op/ops.h) may take any value. Else kernels are made for each value that it takes, and its writer rounds it up to a
+   *  multiple of 1 / count_steps of its capacity (fd_count_tile). */
+  int count_steps;
+  /** End of a run of ops: what went to other streams is ordered before what comes next. NULL: there are none. */
+  fd_status (*join)(fd_ctx *ctx);
+  /** Recording a run of ops, to issue it again at little cost. Between begin and end ops are recorded and not run; end with `out` NULL
+   *  drops what was recorded. A recording fits as long as the counts that its ops saw are the same. replay runs it. The executor
+   *  (src/graph/exec.c) is the only caller. NULL: ops are cheap to issue. */
+  fd_status (*record_begin)(fd_ctx *ctx);
+  fd_status (*record_end)(fd_ctx *ctx, void **out);
+  bool (*record_fits)(fd_ctx *ctx, const void *recording);
+  fd_status (*replay)(fd_ctx *ctx, void *recording);
+  void (*record_free)(fd_ctx *ctx, void **recording);
 };
 
 struct fd_ctx {
@@ -43,26 +63,31 @@ struct fd_ctx {
   struct fd_comm *comm;      /* borrowed; NULL: one rank */
   bool deterministic;        /* the same bits each time, where a faster kernel would not (trainer.deterministic) */
   bool share_device;         /* several ranks may use one GPU (trainer.share_gpu) */
+  bool record;               /* runs of ops may be recorded (trainer.cuda_graph); a backend clears it where it cannot */
   const char *cache_dir;     /* borrowed; where a backend may keep what it measured or compiled for this run; NULL: nowhere */
   void *state;               /* the backend's own */
 };
 
-enum { FD_CTX_DETERMINISTIC = 1u, FD_CTX_SHARE_DEVICE = 2u };
+enum { FD_CTX_DETERMINISTIC = 1u, FD_CTX_SHARE_DEVICE = 2u, FD_CTX_NO_RECORD = 4u };
 
 /** FD_OK if the backend has a kernel for every op; else FD_ERR_UNSUPPORTED with the names of those that are missing. */
 fd_status fd_backend_check(const struct fd_backend *backend);
 
-/** Open a context on a backend. n_threads 0: the cores this process may use. comm may be NULL. Local. */
+/** Open a context on a backend. n_threads 0: the cores this process may use. comm may be NULL; else collective. */
 fd_status fd_ctx_create(const struct fd_backend *backend, int n_threads, struct fd_comm *comm, fd_ctx **out);
 /** The same with FD_CTX_* flags. */
 fd_status fd_ctx_create_with(const struct fd_backend *backend, int n_threads, struct fd_comm *comm, unsigned flags, fd_ctx **out);
 void fd_ctx_destroy(fd_ctx **ctx);
 
+/** What a count with this capacity is rounded up to, `least` at least; the capacity itself becomes a multiple of it. */
+int64_t fd_count_tile(const fd_ctx *ctx, int64_t *capacity, int64_t least);
+
 /** Run one op: the only door to the table, so that timing and checks wrap all ops from one place. */
 fd_status fd_op_run(fd_ctx *ctx, enum fd_op op, const void *args);
 
-/** Called around every op when set (bench, NaN checks). `done` is false before, true after. */
+/** Called around every op when set (bench, NaN checks). `done` is false before, true after. Nothing is recorded while one is set. */
 typedef void fd_op_hook(void *user, fd_ctx *ctx, enum fd_op op, const void *args, bool done);
 void fd_op_set_hook(fd_op_hook *hook, void *user);
+bool fd_op_hooked(void);
 
 #endif

@@ -412,10 +412,24 @@ struct fd_adamw_args {
   float eps, weight_decay;
 };
 
-/** Sum over all ranks, in place: start begins it on the communication stream, wait makes later ops see the result.
+/** Between all ranks, in place: start begins it on the communication stream, wait makes later ops see the result.
+ *    reduce          x = sum over ranks
+ *    reduce_scatter  rank r's part of x = that part of the sum; the other parts are then undefined
+ *    all_gather      every part of x = what its rank has there
+ *  Rank r's part are elements [r n / ranks, (r + 1) n / ranks); n is a multiple of ranks for the last two.
  *  Collective: every rank runs the same nodes in the same order. x f32 | bf16 | f64, less than 2^30 elements.
- *  With one rank both are no-ops. `request` (0..) names the pair. */
+ *  With one rank all are no-ops. `request` (0..) names the pair; reduce_wait waits for any of the three. */
 struct fd_reduce_start_args {
+  fd_tensor *x;
+  unsigned acc;
+  int request;
+};
+struct fd_reduce_scatter_start_args {
+  fd_tensor *x;
+  unsigned acc;
+  int request;
+};
+struct fd_all_gather_start_args {
   fd_tensor *x;
   unsigned acc;
   int request;

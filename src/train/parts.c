@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // From options to models: found, opened, laid out, loaded.
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "base/log.h"
 #include "base/models.h"
@@ -11,6 +11,10 @@
 #include "graph/build.h"
 #include "io/safetensors.h"
 #include "train/job.h"
+
+/* Sizes of the products that are timed for the machine's peak: larger ones only while they take less than this. */
+enum { PEAK_LEAST = 1024, PEAK_MOST = 8192 };
+#define PEAK_SECONDS 1e-3
 
 static fd_status open_scheduler(const struct fd_options *opt, fd_scheduler **out) {
   return fd_scheduler_create(opt->noise_scheduler.num_train_timesteps, opt->noise_scheduler.shift, out);
@@ -139,15 +143,34 @@ done:
   return fd_agree(comm, st);
 }
 
+/* "auto" is each rank's own choice, but they must compute alike. */
+static fd_status same_backend(fd_comm *comm, const struct fd_backend *backend) {
+  int64_t i = 0, least, most;
+  while (fd_backend_at((int)i) && fd_backend_at((int)i) != backend) i++;
+  least = most = i;
+  fd_status st = fd_comm_allreduce_i64(comm, &least, 1, FD_COMM_MIN);
+  if (st == FD_OK) st = fd_comm_allreduce_i64(comm, &most, 1, FD_COMM_MAX);
+  if (st != FD_OK || least == most) return st;
+  if (i == least) return FD_OK; /* the others say it */
+  return FD_FAIL(FD_ERR_UNSUPPORTED,
+                 "trainer.backend \"auto\": no usable device for backend %s here, but other ranks have one; start no ranks on this node, or set "
+                 "trainer.backend = \"cpu\"",
+                 fd_backend_at((int)least)->name);
+}
+
 fd_status fd_parts_context(const struct fd_options *opt, fd_comm *comm, fd_ctx **out) {
   fd_status st = FD_OK;
-  const struct fd_backend *backend;
+  const struct fd_backend *backend = NULL;
   const unsigned flags = (opt->trainer.deterministic ? (unsigned)FD_CTX_DETERMINISTIC : 0u) |
-                         (opt->trainer.share_gpu ? (unsigned)FD_CTX_SHARE_DEVICE : 0u);
-  FD_TRY(fd_backend_find(opt->trainer.backend, &backend));
+                         (opt->trainer.share_gpu ? (unsigned)FD_CTX_SHARE_DEVICE : 0u) | (opt->trainer.cuda_graph ? 0u : (unsigned)FD_CTX_NO_RECORD);
+  st = fd_backend_find(opt->trainer.backend, &backend);
+  FD_TRY(fd_agree(comm, st));
+  st = same_backend(comm, backend);
+  FD_TRY(fd_agree(comm, st));
   FD_TRY(fd_ctx_create_with(backend, fd_threads_setup(), comm, flags, out));
+  (*out)->cache_dir = opt->trainer.checkpoint_dir;
 done:
-  return fd_agree(comm, st);
+  return st; /* the same on every rank */
 }
 
 fd_status fd_parts_sampler(const struct fd_parts *p, fd_ctx *ctx, int64_t pictures, fd_sampler **out) {
@@ -201,38 +224,50 @@ done:
   return fd_agree(comm, st);
 }
 
-fd_status fd_matmul_peak(fd_ctx *ctx, fd_dtype dtype, double *flop_per_s) {
+/* Best rate of a product of n x n matrices, and its time. */
+static fd_status matmul_rate(fd_ctx *ctx, fd_dtype dtype, int64_t n, double *flop_per_s, double *seconds) {
   fd_status st = FD_OK;
   fd_graph *g = NULL;
-  void *memory[2] = {NULL, NULL}, *arena = NULL;
+  void *memory[2] = {NULL, NULL}, *arena = NULL, *from = NULL, *to = NULL;
   size_t bytes = 0;
-  const int64_t n = strcmp(ctx->backend->name, "cpu") ? 8192 : 1024, shape[] = {n, n};
-  double best = 0;
+  const int64_t shape[] = {n, n};
+  const struct fd_backend *device = ctx->backend;
   FD_TRY(fd_graph_create(ctx, "peak", &g));
   const fd_var x = fd_graph_external(g, "x", dtype, 2, shape, 0), w = fd_graph_external(g, "w", dtype, 2, shape, FD_T_CONST);
   fd_graph_keep(g, fd_linear(g, x, w, 0, 0));
   FD_TRY(fd_graph_plan(g, &bytes));
-  for (int i = 0; i < 2; i++) FD_TRY(ctx->backend->alloc(ctx, (size_t)(n * n) * fd_dtype_bytes(dtype), &memory[i]));
-  FD_TRY(ctx->backend->alloc(ctx, bytes, &arena));
+  for (int i = 0; i < 2; i++) FD_TRY(device->alloc(ctx, (size_t)(n * n) * fd_dtype_bytes(dtype), &memory[i]));
+  FD_TRY(device->alloc(ctx, bytes, &arena));
   FD_TRY(fd_graph_attach(g, arena, bytes));
   fd_graph_bind(g, x, memory[0]);
   fd_graph_bind(g, w, memory[1]);
+  *seconds = INFINITY;
   for (int i = 0; i < 4; i++) { /* the first creates what the others use */
-    struct timespec a, b;
-    FD_TRY(ctx->backend->sync(ctx));
-    clock_gettime(CLOCK_MONOTONIC, &a);
+    double s;
+    FD_TRY(device->mark(ctx, &from));
     FD_TRY(fd_graph_run(g));
-    FD_TRY(ctx->backend->sync(ctx));
-    clock_gettime(CLOCK_MONOTONIC, &b);
-    const double s = (double)(b.tv_sec - a.tv_sec) + 1e-9 * (double)(b.tv_nsec - a.tv_nsec);
-    const double rate = 2.0 * (double)(n * n) * (double)n / s;
-    if (rate > best) best = rate;
+    FD_TRY(device->mark(ctx, &to));
+    FD_TRY(device->seconds(ctx, from, to, &s));
+    if (s < *seconds) *seconds = s;
   }
-  *flop_per_s = best;
+  *flop_per_s = 2.0 * (double)(n * n) * (double)n / *seconds;
 done:
   fd_graph_destroy(&g);
   for (int i = 0; i < 2; i++)
-    if (memory[i]) ctx->backend->free(ctx, memory[i]);
-  if (arena) ctx->backend->free(ctx, arena);
+    if (memory[i]) device->free(ctx, memory[i]);
+  if (arena) device->free(ctx, arena);
+  if (from) device->mark_free(ctx, &from);
+  if (to) device->mark_free(ctx, &to);
   return st;
+}
+
+fd_status fd_matmul_peak(fd_ctx *ctx, fd_dtype dtype, double *flop_per_s) {
+  double best = 0, rate = 0, seconds = 0;
+  for (int64_t n = PEAK_LEAST; n <= PEAK_MOST && seconds < PEAK_SECONDS; n *= 2) {
+    const fd_status st = matmul_rate(ctx, dtype, n, &rate, &seconds);
+    if (st != FD_OK) return st;
+    if (rate > best) best = rate;
+  }
+  *flop_per_s = best;
+  return FD_OK;
 }

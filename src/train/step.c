@@ -5,14 +5,13 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "base/rng.h"
 #include "graph/build.h"
 
 const char *const fd_step_phase_name[FD_PHASE_COUNT] = {"vae", "text", "forward", "backward", "optimizer"};
 
-enum { TEXT_TILE = 16 }; /* packed text rows are counted in these */
+enum { TEXT_TILE = 16 }; /* packed text rows are counted in these at least */
 
 /* Bounds on a bucket: small enough that the first starts early, large enough that a message is worth its start; and
  * far below the 2^30 elements of one reduction. */
@@ -50,6 +49,9 @@ struct fd_step {
   struct bucket *bucket;
   int n_spans;
   struct span *span;
+  void **mark; /* points around the spans of each micro-batch, then around the optimiser (backend's, owned) */
+  int n_marks;
+  int micro_at;  /* micro-batches of this step so far */
   int32_t *host_ids; /* staging: [B, max_length] */
   float *host_text;  /* staging of given text states: [T, width] */
   uint32_t *host_keys;
@@ -178,9 +180,9 @@ static fd_status build_micro(fd_step *s) {
   const fd_var sum = fd_graph_rows(g, s->micro_control, FD_CONTROL_LOSS, 1);
   fd_graph_emit(g, FD_OP_colsum, &(struct fd_colsum_args){.acc = 1u << 2},
                 (fd_var[]){fd_graph_view(g, s->loss, 2, (const int64_t[]){B, 1}), 0, sum});
-  if (s->c.accumulation == 1) emit_start(g, sum, s->n_buckets);
 
   fd_graph_phase(g, fd_step_phase_name[FD_PHASE_BACKWARD]);
+  if (s->c.accumulation == 1) emit_start(g, sum, s->n_buckets); /* here, since a run of ops may end with all sums joined */
   const fd_var dloss = fd_graph_tensor(g, FD_F32, 1, &B);
   fd_graph_emit(g, FD_OP_fill, &(struct fd_fill_args){.value = 1.0f / (float)(B * s->c.accumulation)}, &dloss);
   if (s->c.accumulation == 1) fd_graph_on_grad_done(g, on_grad_done, s);
@@ -229,6 +231,10 @@ static fd_status find_spans(fd_step *s) {
       s->span[s->n_spans++] = (struct span){.first = i, .phase = phase};
     s->span[s->n_spans - 1].last = i + 1;
   }
+  const int marks = (int)s->c.accumulation * (s->n_spans + 1) + 2;
+  s->mark = calloc((size_t)marks, sizeof *s->mark);
+  if (!s->mark) return FD_FAIL(FD_ERR_NOMEM, "no memory for %d points in time", marks);
+  s->n_marks = marks;
   return FD_OK;
 }
 
@@ -271,7 +277,9 @@ fd_status fd_step_create(fd_ctx *ctx, const struct fd_step_config *config, fd_st
   s->host_ids = calloc((size_t)(B * config->max_length), sizeof(int32_t));
   s->host_keys = malloc((size_t)(4 * B) * sizeof(uint32_t));
   if (!s->host_ids || !s->host_keys) FD_TRY(FD_FAIL(FD_ERR_NOMEM, "no memory for a batch of %lld", (long long)B));
-  FD_TRY(fd_text_create(B, B * config->max_length, config->max_length, TEXT_TILE, &s->layout));
+  int64_t rows = B * config->max_length;
+  const int64_t tile = fd_count_tile(ctx, &rows, TEXT_TILE);
+  FD_TRY(fd_text_create(B, rows, config->max_length, tile, &s->layout));
   if (!config->text_encoder) {
     s->host_text = malloc((size_t)(s->layout->T * dit->text_width) * sizeof(float));
     if (!s->host_text) FD_TRY(FD_FAIL(FD_ERR_NOMEM, "no memory for text states"));
@@ -302,6 +310,9 @@ void fd_step_destroy(fd_step **s) {
   if (x->control) x->ctx->backend->free(x->ctx, x->control);
   free(x->bucket);
   free(x->span);
+  for (int i = 0; i < x->n_marks; i++)
+    if (x->mark[i]) x->ctx->backend->mark_free(x->ctx, &x->mark[i]);
+  free(x->mark);
   fd_text_destroy(&x->layout);
   free(x->host_ids);
   free(x->host_text);
@@ -366,14 +377,11 @@ done:
 
 /* ---- a step ------------------------------------------------------------------------------------------------------- */
 
-static double now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
+static fd_status mark(fd_step *s, int i) { return s->ctx->backend->mark(s->ctx, &s->mark[i]); }
 
 fd_status fd_step_begin(fd_step *s, const struct fd_step_rates *rates) {
   float control[FD_CONTROL_COUNT] = {0};
+  s->micro_at = 0;
   const double k = (double)(rates->update + 1);
   control[FD_CONTROL_LR] = (float)rates->lr;
   control[FD_CONTROL_BIAS1] = (float)(1.0 - pow(s->c.optim.beta1, k));
@@ -410,6 +418,8 @@ done:
 fd_status fd_step_micro(fd_step *s, const struct fd_step_batch *b) {
   fd_status st = FD_OK;
   const int64_t B = s->c.batch;
+  if (s->micro_at == s->c.accumulation)
+    return FD_FAIL(FD_ERR_ARG, "a step of %lld micro-batches is given one more", (long long)s->c.accumulation);
   const size_t latents = (size_t)(B * s->H * s->W * s->C) * sizeof(float), row = (size_t)B * sizeof(float);
   if (s->c.vae)
     FD_TRY(fd_graph_set(s->micro, s->pixels, b->pixels, (size_t)(B * s->c.height * s->c.width * 3)));
@@ -429,19 +439,40 @@ fd_status fd_step_micro(fd_step *s, const struct fd_step_batch *b) {
   FD_TRY(fd_graph_set(s->micro, s->sigma, b->sigma, row));
   FD_TRY(fd_graph_set(s->micro, s->timestep, b->timestep, row));
   FD_TRY(fd_graph_set(s->micro, s->weight, b->weight, row));
+  const int at = s->micro_at++ * (s->n_spans + 1);
+  FD_TRY(mark(s, at));
   for (int i = 0; i < s->n_spans; i++) {
-    const double t0 = now();
     FD_TRY(fd_graph_run_nodes(s->micro, s->span[i].first, s->span[i].last));
-    s->seconds[s->span[i].phase] += now() - t0;
+    FD_TRY(mark(s, at + i + 1));
   }
 done:
   return st;
 }
 
 fd_status fd_step_update(fd_step *s) {
-  const double t0 = now();
-  const fd_status st = fd_graph_run(s->opt);
-  s->seconds[FD_PHASE_OPTIMIZER] += now() - t0;
+  fd_status st = FD_OK;
+  const int at = (int)s->c.accumulation * (s->n_spans + 1);
+  FD_TRY(mark(s, at));
+  FD_TRY(fd_graph_run(s->opt));
+  FD_TRY(mark(s, at + 1));
+done:
+  return st;
+}
+
+/* Where the time of this step went, once its results are there. */
+static fd_status add_seconds(fd_step *s) {
+  fd_status st = FD_OK;
+  const struct fd_backend *b = s->ctx->backend;
+  double t;
+  for (int m = 0; m < s->micro_at; m++)
+    for (int i = 0, at = m * (s->n_spans + 1); i < s->n_spans; i++) {
+      FD_TRY(b->seconds(s->ctx, s->mark[at + i], s->mark[at + i + 1], &t));
+      s->seconds[s->span[i].phase] += t;
+    }
+  const int at = (int)s->c.accumulation * (s->n_spans + 1);
+  FD_TRY(b->seconds(s->ctx, s->mark[at], s->mark[at + 1], &t));
+  s->seconds[FD_PHASE_OPTIMIZER] += t;
+done:
   return st;
 }
 
@@ -453,6 +484,7 @@ fd_status fd_step_result(fd_step *s, struct fd_step_result *result) {
   result->loss = control[FD_CONTROL_LOSS] / samples;
   result->grad_norm = control[FD_CONTROL_NORM];
   result->skipped = control[FD_CONTROL_SKIP] != 0;
+  FD_TRY(add_seconds(s));
 done:
   return st;
 }

@@ -90,7 +90,7 @@ fd_status fd_step_update(fd_step *s);
 fd_status fd_step_result(fd_step *s, struct fd_step_result *result);
 fd_status fd_step_losses(fd_step *s, float *losses);
 
-/** Seconds in each phase since the last call. Phases are timed where the backend runs an op before it returns (cpu). */
+/** Seconds in each phase since the last call, of steps whose result was asked for: the device's time, not that of issuing ops. */
 void fd_step_take_seconds(fd_step *s, double seconds[FD_PHASE_COUNT]);
 
 #endif

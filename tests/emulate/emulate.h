@@ -15,6 +15,19 @@ extern "C"
 void fd_emu_seed(unsigned seed);
 
 #ifdef __cplusplus
+extern "C"
+#endif
+/** Work of the host in the order of the stream, for twins of libraries: f(data) is called now or, while the stream is captured, whenever
+ *  the graph is launched, with a copy of `bytes` bytes. Not 0 is a failure. */
+cudaError_t fd_emu_host(int (*f)(void *data), const void *data, size_t bytes);
+
+#ifdef __cplusplus
+extern "C"
+#endif
+/** Calls of cudaGraphLaunch so far. */
+long fd_emu_graph_launches(void);
+
+#ifdef __cplusplus
 #include <algorithm>
 #include <cuda_bf16.h>
 #include <math.h>

@@ -32,61 +32,127 @@ fd_status fd_cuda_library_prepare(fd_ctx *ctx, enum fd_op op, const void *args, 
   return fd_cpu_backend.prepare(((struct twin *)fd_cuda_of(ctx)->blas)->cpu, op, args, &ignored);
 }
 
+/* A call of a twin, which a captured stream makes later: the caller's args are copied with the tensors that they name. */
+struct call {
+  fd_ctx *cpu;
+  enum fd_op op;
+  char args[FD_OP_ARGS_MAX];
+  fd_tensor slot[FD_MAX_SLOTS];
+  bool given[FD_MAX_SLOTS];
+};
+
 /* Copies every slot to the host, runs the CPU's op there, copies the outputs back. */
-static fd_status through_cpu(fd_ctx *ctx, enum fd_op op, const void *args) {
+static fd_status call_status; /* of the last call; its message is the thread's */
+
+static int run_call(void *data) {
   fd_status st = FD_OK;
-  const struct fd_op_info *info = fd_op_info(op);
-  fd_ctx *cpu = ((struct twin *)fd_cuda_of(ctx)->blas)->cpu;
-  char copy[FD_OP_ARGS_MAX];
-  fd_tensor host[FD_MAX_SLOTS] = {{0}}, **slot = fd_op_slots(copy);
+  struct call *c = data;
+  const struct fd_op_info *info = fd_op_info(c->op);
+  fd_tensor host[FD_MAX_SLOTS] = {{0}}, **slot = fd_op_slots(c->args);
   void *scratch = NULL;
   size_t bytes = 0;
-  memcpy(copy, args, info->args_bytes);
   for (int s = 0; s < info->n_slots; s++) {
-    if (!slot[s]) continue;
-    host[s] = *slot[s];
+    slot[s] = NULL;
+    if (!c->given[s]) continue;
+    host[s] = c->slot[s];
     host[s].flags = 0; /* the copy's address is no identity */
-    size_t n = (fd_tensor_bytes(slot[s]) + 127) & ~(size_t)63;
+    size_t n = (fd_tensor_bytes(&host[s]) + 127) & ~(size_t)63;
     host[s].data = aligned_alloc(64, n);
     if (!host[s].data) FD_TRY(FD_FAIL(FD_ERR_NOMEM, "no memory"));
-    FD_TRY(FD_CUDA(cudaMemcpy(host[s].data, slot[s]->data, fd_tensor_bytes(slot[s]), cudaMemcpyDeviceToHost)));
+    FD_TRY(FD_CUDA(cudaMemcpy(host[s].data, c->slot[s].data, fd_tensor_bytes(&host[s]), cudaMemcpyDeviceToHost)));
     slot[s] = &host[s];
   }
-  FD_TRY(fd_cpu_backend.prepare(cpu, op, copy, &bytes));
+  FD_TRY(fd_cpu_backend.prepare(c->cpu, c->op, c->args, &bytes));
   scratch = aligned_alloc(64, (bytes + 127) & ~(size_t)63);
   if (!scratch) FD_TRY(FD_FAIL(FD_ERR_NOMEM, "no memory"));
-  cpu->scratch = scratch;
-  cpu->scratch_bytes = bytes;
-  FD_TRY(fd_op_run(cpu, op, copy));
+  c->cpu->scratch = scratch;
+  c->cpu->scratch_bytes = bytes;
+  FD_TRY(fd_op_run(c->cpu, c->op, c->args));
   for (int s = 0; s < info->n_slots; s++)
     if (slot[s] && info->dir[s] != 'i')
-      FD_TRY(FD_CUDA(cudaMemcpy(fd_op_slots((void *)args)[s]->data, host[s].data, fd_tensor_bytes(&host[s]), cudaMemcpyHostToDevice)));
+      FD_TRY(FD_CUDA(cudaMemcpy(c->slot[s].data, host[s].data, fd_tensor_bytes(&host[s]), cudaMemcpyHostToDevice)));
 done:
   for (int s = 0; s < info->n_slots; s++) free(host[s].data);
   free(scratch);
-  return st;
+  call_status = st;
+  return st != FD_OK;
 }
 
-#define TWIN(name) \
-  fd_status cuda_##name(fd_ctx *ctx, const struct fd_##name##_args *a) { return through_cpu(ctx, FD_OP_##name, a); }
-TWIN(matmul)
+static fd_status through_cpu(fd_ctx *ctx, enum fd_op op, const void *args) {
+  struct call call = {.cpu = ((struct twin *)fd_cuda_of(ctx)->blas)->cpu, .op = op};
+  const struct fd_op_info *info = fd_op_info(op);
+  memcpy(call.args, args, info->args_bytes);
+  for (int s = 0; s < info->n_slots; s++) {
+    const fd_tensor *t = ((fd_tensor *const *)args)[s];
+    call.given[s] = t != NULL;
+    if (t) call.slot[s] = *t;
+  }
+  return fd_emu_host(run_call, &call, sizeof call) == cudaSuccess ? FD_OK : call_status;
+}
+
+static void first_rows(fd_tensor *t, int64_t rows) {
+  const int64_t cols = fd_tensor_cols(t);
+  t->ndim = 2;
+  t->shape[0] = rows;
+  t->shape[1] = cols;
+}
+
+/* As cuBLASLt has it: the rows in use are an argument, so a recording holds for this count only. */
+fd_status cuda_matmul(fd_ctx *ctx, const struct fd_matmul_args *args) {
+  struct fd_matmul_args m = *args;
+  fd_tensor a = *args->a, b = *args->b, c = *args->c;
+  int64_t used;
+  fd_status st = fd_cuda_count(ctx, args->count, fd_tensor_rows(args->a), &used);
+  if (st != FD_OK || !args->count) return st == FD_OK ? through_cpu(ctx, FD_OP_matmul, args) : st;
+  first_rows(&a, used);
+  first_rows(args->trans_a ? &b : &c, used);
+  m.a = &a, m.b = &b, m.c = &c, m.count = NULL;
+  return through_cpu(ctx, FD_OP_matmul, &m);
+}
 
 /* The copy must outlive the request, so the sum is awaited at once. */
-fd_status cuda_reduce_start(fd_ctx *ctx, const struct fd_reduce_start_args *a) {
+struct exchange {
+  fd_ctx *ctx;
+  enum fd_comm_kind kind;
+  const fd_tensor *x;
+  int request;
+};
+
+static int run_exchange(void *data) {
   fd_status st = FD_OK;
-  size_t bytes = fd_tensor_bytes(a->x);
+  const struct exchange *e = data;
+  size_t bytes = fd_tensor_bytes(e->x);
   void *host = malloc(bytes ? bytes : 1);
-  if (!host) return FD_FAIL(FD_ERR_NOMEM, "no memory");
-  FD_TRY(FD_CUDA(cudaMemcpy(host, a->x->data, bytes, cudaMemcpyDeviceToHost)));
-  FD_TRY(fd_comm_reduce_start(ctx->comm, a->request, host, fd_tensor_numel(a->x), a->x->dtype));
-  FD_TRY(fd_comm_reduce_wait(ctx->comm, a->request));
-  FD_TRY(FD_CUDA(cudaMemcpy(a->x->data, host, bytes, cudaMemcpyHostToDevice)));
+  if (!host) FD_TRY(FD_FAIL(FD_ERR_NOMEM, "no memory"));
+  FD_TRY(FD_CUDA(cudaMemcpy(host, e->x->data, bytes, cudaMemcpyDeviceToHost)));
+  FD_TRY(fd_comm_collective_start(e->ctx->comm, e->kind, e->request, host, fd_tensor_numel(e->x), e->x->dtype));
+  FD_TRY(fd_comm_reduce_wait(e->ctx->comm, e->request));
+  FD_TRY(FD_CUDA(cudaMemcpy(e->x->data, host, bytes, cudaMemcpyHostToDevice)));
 done:
   free(host);
-  return st;
+  return st != FD_OK;
 }
+
+#define EXCHANGE(op, kind)                                                   \
+  fd_status cuda_##op(fd_ctx *ctx, const struct fd_##op##_args *a) {         \
+    const struct exchange e = {ctx, kind, a->x, a->request};                 \
+    return FD_CUDA(fd_emu_host(run_exchange, &e, sizeof e));                 \
+  }
+EXCHANGE(reduce_start, FD_COMM_ALL_REDUCE)
+EXCHANGE(reduce_scatter_start, FD_COMM_REDUCE_SCATTER)
+EXCHANGE(all_gather_start, FD_COMM_ALL_GATHER)
 
 fd_status cuda_reduce_wait(fd_ctx *ctx, const struct fd_reduce_wait_args *a) {
   (void)ctx, (void)a;
+  return FD_OK;
+}
+
+fd_status fd_cuda_library_join(fd_ctx *ctx) {
+  (void)ctx;
+  return FD_OK;
+}
+
+fd_status fd_cuda_library_check(fd_ctx *ctx) {
+  (void)ctx;
   return FD_OK;
 }
