@@ -2,19 +2,37 @@
 // Matrix products by cuBLASLt. It thinks in columns: our row-major c [M, N] is its [N, M], so it computes c' = op(b)' op(a)'.
 // Bound by arithmetic for production shapes: at least 75 % of the measured matrix peak expected in bf16.
 // f32 is plain f32 (no TF32), so that records can be compared.
+// Epilogues: bias, and c itself (acc: residual streams and gradients). Gelu stands alone nowhere in the models but in projections of one row a
+// sample; gated units multiply two halves of a row, and residuals are gated by sample: no epilogue of the library does that (geglu.cu, gate_residual.cu).
+// Of the algorithms that the heuristic names the fastest is taken, timed once; with trainer.deterministic its first, among those that split no
+// sum. What was timed is kept in the run folder and used again when the run goes on, so that it keeps its bits.
 #include <cublasLt.h>
+#include <errno.h>
+#include <jansson.h>
+#include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/log.h"
+#include "comm/comm.h"
 #include "cuda/library_state.h"
 
-enum { MAX_PLANS = 1024, TRY = 8, WORKSPACE = 32 << 20 };
+enum { MAX_PLANS = 1024, TRY = 8, WORKSPACE = 32 << 20, REPEAT = 5 };
+#define KEPT_NAME "cuda-matmul.json"
 
 /* What makes two products the same for cuBLASLt. */
 struct key {
   int64_t M, N, K;
   int trans_a, trans_b, acc, bias;
   fd_dtype ab, c, bias_type;
+};
+
+/* An algorithm that was timed, now or in an earlier run. */
+struct kept {
+  struct key key;
+  cublasLtMatmulAlgo_t algo;
+  double us;
 };
 
 struct plan {
@@ -29,6 +47,9 @@ struct fd_blas {
   cublasLtHandle_t handle;
   struct plan plan[MAX_PLANS];
   int n;
+  struct kept kept[MAX_PLANS];
+  int n_kept;
+  bool looked, unsaved; /* for what the run folder keeps; kept holds what it does not */
 };
 
 static fd_status blas_status(cublasStatus_t s, const char *what) {
@@ -51,6 +72,180 @@ static fd_status layout(cublasLtMatrixLayout_t *l, fd_dtype type, int64_t rows, 
   return BLAS(cublasLtMatrixLayoutCreate(l, type_of(type), (uint64_t)cols, (uint64_t)rows, cols));
 }
 
+/* ---- what the run folder keeps ------------------------------------------------------------------------------------ */
+
+/* Times hold for this GPU and these versions only. The caller frees it. */
+static char *made_on(const fd_ctx *ctx) {
+  struct cudaDeviceProp prop;
+  char *text = NULL;
+  int driver = 0;
+  if (cudaGetDeviceProperties(&prop, fd_cuda_of((fd_ctx *)ctx)->device) != cudaSuccess || cudaDriverGetVersion(&driver) != cudaSuccess) return NULL;
+  if (asprintf(&text, "%s, driver %d, cuBLASLt %zu", prop.name, driver, cublasLtGetVersion()) < 0) return NULL;
+  return text;
+}
+
+/* Every member of a key, once for reading and writing. */
+#define KEY_MEMBERS(X) X(M) X(N) X(K) X(trans_a) X(trans_b) X(acc) X(bias) X(ab) X(c) X(bias_type)
+
+static bool read_kept(const json_t *j, struct kept *k) {
+  const char *hex = json_string_value(json_object_get(j, "algorithm"));
+  memset(k, 0, sizeof *k);
+#define READ(m) k->key.m = json_integer_value(json_object_get(j, #m));
+  KEY_MEMBERS(READ)
+#undef READ
+  k->us = json_number_value(json_object_get(j, "us"));
+  if (!hex || strlen(hex) != 2 * sizeof k->algo) return false;
+  for (size_t i = 0; i < sizeof k->algo; i++) {
+    unsigned byte;
+    if (sscanf(hex + 2 * i, "%2x", &byte) != 1) return false;
+    ((unsigned char *)&k->algo)[i] = (unsigned char)byte;
+  }
+  return true;
+}
+
+static json_t *write_kept(const struct kept *k) {
+  char hex[2 * sizeof k->algo + 1];
+  json_t *j = json_object();
+#define WRITE(m) json_object_set_new(j, #m, json_integer((json_int_t)k->key.m));
+  KEY_MEMBERS(WRITE)
+#undef WRITE
+  for (size_t i = 0; i < sizeof k->algo; i++) snprintf(hex + 2 * i, 3, "%02x", ((const unsigned char *)&k->algo)[i]);
+  json_object_set_new(j, "us", json_real(k->us));
+  json_object_set_new(j, "algorithm", json_string(hex));
+  return j;
+}
+
+/* A file that is not there, or was made elsewhere, only means that products are timed again. */
+static void load_kept(fd_ctx *ctx, struct fd_blas *blas) {
+  char path[4096];
+  json_t *root = NULL;
+  char *here = made_on(ctx);
+  blas->looked = true;
+  if (ctx->cache_dir && snprintf(path, sizeof path, "%s/" KEPT_NAME, ctx->cache_dir) < (int)sizeof path) root = json_load_file(path, 0, NULL);
+  const char *there = json_string_value(json_object_get(root, "made_on"));
+  if (there && here && strcmp(there, here) != 0 && fd_comm_rank(ctx->comm) == 0)
+    fd_log_info("%s is from \"%s\", this is \"%s\": matrix products are timed anew", path, there, here);
+  if (there && here && strcmp(there, here) == 0) {
+    const json_t *list = json_object_get(root, "products");
+    for (size_t i = 0; i < json_array_size(list) && blas->n_kept < MAX_PLANS; i++)
+      if (read_kept(json_array_get(list, i), &blas->kept[blas->n_kept])) blas->n_kept++;
+  }
+  json_decref(root);
+  free(here);
+}
+
+/* Rank 0 writes; all read. A folder that cannot be written to costs time at the next start, no more. */
+static void save_kept(fd_ctx *ctx, struct fd_blas *blas) {
+  char path[4096], part[4200];
+  blas->unsaved = false;
+  if (!ctx->cache_dir || fd_comm_rank(ctx->comm) != 0) return;
+  char *here = made_on(ctx);
+  json_t *root = json_object(), *list = json_array();
+  json_object_set_new(root, "made_on", here ? json_string(here) : json_null());
+  for (int i = 0; i < blas->n_kept; i++) json_array_append_new(list, write_kept(&blas->kept[i]));
+  json_object_set_new(root, "products", list);
+  snprintf(path, sizeof path, "%s/" KEPT_NAME, ctx->cache_dir);
+  snprintf(part, sizeof part, "%s.part", path);
+  if (json_dump_file(root, part, JSON_INDENT(1)) != 0 || rename(part, path) != 0)
+    fd_log_info("%s: not written (%s); the next start times matrix products again", path, strerror(errno));
+  json_decref(root);
+  free(here);
+}
+
+static struct kept *find_kept(struct fd_blas *blas, const struct key *k) {
+  for (int i = 0; i < blas->n_kept; i++)
+    if (memcmp(&blas->kept[i].key, k, sizeof *k) == 0) return &blas->kept[i];
+  return NULL;
+}
+
+/* ---- choice of the algorithm --------------------------------------------------------------------------------------- */
+
+struct operands {
+  char *memory; /* a, b, c, workspace, bias, one behind the other */
+  size_t a, b, c, workspace, bias, bytes;
+};
+
+static size_t aligned(size_t bytes) { return (bytes + 255) & ~(size_t)255; }
+
+static struct operands operands_of(const struct key *k) {
+  struct operands o = {NULL, 0, 0, 0, 0, 0, 0};
+  o.b = aligned((size_t)(k->M * k->K) * fd_dtype_bytes(k->ab));
+  o.c = o.b + aligned((size_t)(k->K * k->N) * fd_dtype_bytes(k->ab));
+  o.workspace = o.c + aligned((size_t)(k->M * k->N) * fd_dtype_bytes(k->c));
+  o.bias = o.workspace + WORKSPACE;
+  o.bytes = o.bias + aligned((size_t)k->N * sizeof(float));
+  return o;
+}
+
+/* Microseconds of one product; infinite if the library refuses it. */
+static double time_algorithm(struct fd_blas *blas, const struct plan *p, const struct operands *o, const cublasLtMatmulAlgo_t *algo,
+                             size_t workspace, cudaStream_t stream, cudaEvent_t from, cudaEvent_t to) {
+  const float one = 1.0f, beta = p->key.acc ? 1.0f : 0.0f;
+  float ms = INFINITY;
+  for (int i = 0; i <= REPEAT; i++) { /* the first loads the kernel */
+    if (i == 1 && cudaEventRecord(from, stream) != cudaSuccess) return INFINITY;
+    if (cublasLtMatmul(blas->handle, p->op, &one, o->memory + o->b, p->a, o->memory + o->a, p->b, &beta, o->memory + o->c, p->c, o->memory + o->c,
+                       p->c, algo, o->memory + o->workspace, workspace, stream) != CUBLAS_STATUS_SUCCESS)
+      return INFINITY;
+  }
+  if (cudaEventRecord(to, stream) != cudaSuccess || cudaEventSynchronize(to) != cudaSuccess || cudaEventElapsedTime(&ms, from, to) != cudaSuccess)
+    return INFINITY;
+  return 1e3 * ms / REPEAT;
+}
+
+/* The fastest of n, with operands of its own; the heuristic's first where there is no memory for them. */
+static int fastest(fd_ctx *ctx, struct fd_blas *blas, struct plan *p, const cublasLtMatmulHeuristicResult_t *found, int n, double *us) {
+  struct operands o = operands_of(&p->key);
+  const cudaStream_t stream = fd_cuda_stream(ctx);
+  cudaEvent_t from = NULL, to = NULL;
+  int best = 0;
+  *us = INFINITY;
+  if (cudaMalloc((void **)&o.memory, o.bytes) != cudaSuccess) {
+    (void)cudaGetLastError();
+    return 0;
+  }
+  const void *bias = o.memory + o.bias;
+  /* 0x3c3c: small numbers in both types; zeros are faster than data ever is */
+  if (cudaMemsetAsync(o.memory, 0x3c, o.bytes, stream) == cudaSuccess && cudaEventCreate(&from) == cudaSuccess && cudaEventCreate(&to) == cudaSuccess &&
+      (!p->key.bias || cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias) == CUBLAS_STATUS_SUCCESS))
+    for (int i = 0; i < n; i++) {
+      const double t = time_algorithm(blas, p, &o, &found[i].algo, found[i].workspaceSize, stream, from, to);
+      if (t < *us) *us = t, best = i;
+    }
+  if (from) cudaEventDestroy(from);
+  if (to) cudaEventDestroy(to);
+  (void)cudaStreamSynchronize(stream);
+  cudaFree(o.memory);
+  return best;
+}
+
+/* An algorithm for a plan whose descriptors are made. */
+static void choose(fd_ctx *ctx, struct fd_blas *blas, struct plan *p, const cublasLtMatmulHeuristicResult_t *found, int n) {
+  cublasLtMatmulHeuristicResult_t checked;
+  double us;
+  int best = 0;
+  const bool timed = !ctx->deterministic && !fd_cuda_of(ctx)->recording;
+  if (timed && !blas->looked) load_kept(ctx, blas);
+  struct kept *k = timed ? find_kept(blas, &p->key) : NULL;
+  if (k && cublasLtMatmulAlgoCheck(blas->handle, p->op, p->a, p->b, p->c, p->c, &k->algo, &checked) == CUBLAS_STATUS_SUCCESS &&
+      checked.workspaceSize <= WORKSPACE) {
+    p->algo = k->algo;
+    p->workspace = checked.workspaceSize;
+    return;
+  }
+  if (timed && n > 1) {
+    best = fastest(ctx, blas, p, found, n, &us);
+    if (isfinite(us) && (k || blas->n_kept < MAX_PLANS)) {
+      if (!k) k = &blas->kept[blas->n_kept++];
+      *k = (struct kept){.algo = found[best].algo, .us = us};
+      memcpy(&k->key, &p->key, sizeof k->key); /* padding too */
+      blas->unsaved = true;
+    }
+  }
+  p->algo = found[best].algo;
+  p->workspace = found[best].workspaceSize;
+}
+
 static fd_status plan_make(fd_ctx *ctx, struct fd_blas *blas, const struct key *k, struct plan *p) {
   fd_status st = FD_OK;
   cublasLtMatmulPreference_t pref = NULL;
@@ -62,7 +257,7 @@ static fd_status plan_make(fd_ctx *ctx, struct fd_blas *blas, const struct key *
   const uint64_t workspace = WORKSPACE;
   const uint32_t no_split = CUBLASLT_REDUCTION_SCHEME_NONE;
   memset(p, 0, sizeof *p);
-  p->key = *k;
+  memcpy(&p->key, k, sizeof p->key); /* padding too */
   FD_TRY(BLAS(cublasLtMatmulDescCreate(&p->op, CUBLAS_COMPUTE_32F, CUDA_R_32F)));
   FD_TRY(BLAS(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first)));
   FD_TRY(BLAS(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second)));
@@ -77,11 +272,13 @@ static fd_status plan_make(fd_ctx *ctx, struct fd_blas *blas, const struct key *
   if (ctx->deterministic)
     FD_TRY(BLAS(cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &no_split, sizeof no_split)));
   FD_TRY(BLAS(cublasLtMatmulAlgoGetHeuristic(blas->handle, p->op, p->a, p->b, p->c, p->c, pref, TRY, found, &n)));
-  if (n == 0)
+  int usable = 0;
+  for (int i = 0; i < n; i++)
+    if (found[i].state == CUBLAS_STATUS_SUCCESS) found[usable++] = found[i];
+  if (usable == 0)
     FD_TRY(FD_FAIL(FD_ERR_UNSUPPORTED, "cuBLASLt: no algorithm for %s [%lld, %lld] = [.., %lld] x [.., %lld]", fd_dtype_name(k->ab),
                    (long long)k->M, (long long)k->N, (long long)k->K, (long long)k->N));
-  p->algo = found[0].algo;
-  p->workspace = found[0].workspaceSize;
+  choose(ctx, blas, p, found, usable);
 done:
   if (pref) cublasLtMatmulPreferenceDestroy(pref);
   if (st != FD_OK) plan_free(p);
@@ -160,6 +357,7 @@ fd_status cuda_matmul(fd_ctx *ctx, const struct fd_matmul_args *a) {
   fd_status st = fd_cuda_count(ctx, a->count, fd_tensor_rows(a->a), &used);
   if (st != FD_OK) return st;
   const struct key k = key_of(a, used);
+  if (((struct fd_blas *)fd_cuda_of(ctx)->blas)->unsaved) save_kept(ctx, fd_cuda_of(ctx)->blas); /* the plan is complete: ops run */
   if (k.M == 0 || k.N == 0) return FD_OK;
   if (k.K == 0) return a->acc ? FD_OK : FD_CUDA(cudaMemsetAsync(a->c->data, 0, fd_tensor_bytes(a->c), stream));
   st = plan_find(ctx, &k, &p);

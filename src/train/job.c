@@ -241,18 +241,9 @@ static void log_bytes(const char *what, size_t bytes) {
   fd_log_info("  %-34s %10s", what, text);
 }
 
-static fd_status log_plan(struct job *j) {
-  fd_status st = FD_OK;
-  const struct fd_options *opt = j->opt;
-  const int ranks = fd_comm_size(j->comm);
+static void log_memory(const struct job *j) {
   struct fd_step_bytes b;
   fd_step_bytes(j->step, &b);
-  const int64_t k = opt->trainer.gradient_accumulation_steps, samples = fd_dataset_samples(j->data);
-  fd_log_info("training: %s with %lld parameters, %lld layers of width %lld, in %s", j->parts.dit->cls->name,
-              (long long)fd_params_total(j->parts.dit->params), (long long)j->parts.dit->dims.layers,
-              (long long)j->parts.dit->dims.width, j->parts.dtype == FD_BF16 ? "bf16 (fp32 master weights)" : "fp32");
-  fd_log_info("frozen: %s %s, %s %s", j->parts.text_encoder->cls->name, opt->model.base, j->parts.vae->cls->name,
-              opt->vae.pretrained_model_name_or_path);
   fd_log_info("memory per rank:");
   log_bytes("weights", b.weights);
   log_bytes("gradients", b.gradients);
@@ -265,6 +256,19 @@ static fd_status log_plan(struct job *j) {
   if (j->sampler) log_bytes("sampling", fd_sampler_bytes(j->sampler));
   log_bytes("sum", b.weights + b.gradients + b.master + b.moments + b.ema + b.frozen + b.copies + b.activations +
                        (j->sampler ? fd_sampler_bytes(j->sampler) : 0));
+}
+
+static fd_status log_plan(struct job *j) {
+  fd_status st = FD_OK;
+  const struct fd_options *opt = j->opt;
+  const int ranks = fd_comm_size(j->comm);
+  const int64_t k = opt->trainer.gradient_accumulation_steps, samples = fd_dataset_samples(j->data);
+  fd_log_info("training: %s with %lld parameters, %lld layers of width %lld, in %s", j->parts.dit->cls->name,
+              (long long)fd_params_total(j->parts.dit->params), (long long)j->parts.dit->dims.layers,
+              (long long)j->parts.dit->dims.width, j->parts.dtype == FD_BF16 ? "bf16 (fp32 master weights)" : "fp32");
+  fd_log_info("frozen: %s %s, %s %s", j->parts.text_encoder->cls->name, opt->model.base, j->parts.vae->cls->name,
+              opt->vae.pretrained_model_name_or_path);
+  log_memory(j);
   fd_log_info("batch: %lld per rank x %d rank%s x %lld accumulated = %lld pictures of %lld x %lld per step", (long long)opt->data.batch_size,
               ranks, ranks == 1 ? "" : "s", (long long)k, (long long)step_images(j), (long long)opt->data.resolution,
               (long long)opt->data.resolution);
@@ -479,6 +483,7 @@ static fd_status set_up(struct job *j) {
   FD_TRY(fd_agree(j->comm, st));
   FD_TRY(fd_watchdog_create(j->comm, j->opt->trainer.watchdog_minutes * 60, &j->watchdog));
 done:
+  if (st == FD_ERR_NOMEM && j->step) log_memory(j); /* what it was wanted for */
   return st;
 }
 
