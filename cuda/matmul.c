@@ -4,7 +4,7 @@
 // f32 is plain f32 (no TF32), so that records can be compared.
 // Epilogues: bias, and c itself (acc: residual streams and gradients). Gelu stands alone nowhere in the models but in projections of one row a
 // sample; gated units multiply two halves of a row, and residuals are gated by sample: no epilogue of the library does that (geglu.cu, gate_residual.cu).
-// Of the algorithms that the heuristic names the fastest is taken, timed once; with trainer.deterministic its first, among those that split no
+// Of the algorithms that the heuristic names the fastest is taken, timed once; with trainer.deterministic, or where nothing is kept (plan), its first, among those that split no
 // sum. What was timed is kept in the run folder and used again when the run goes on, so that it keeps its bits.
 #include <cublasLt.h>
 #include <errno.h>
@@ -224,7 +224,7 @@ static void choose(fd_ctx *ctx, struct fd_blas *blas, struct plan *p, const cubl
   cublasLtMatmulHeuristicResult_t checked;
   double us;
   int best = 0;
-  const bool timed = !ctx->deterministic && !fd_cuda_of(ctx)->recording;
+  const bool timed = ctx->cache_dir && !ctx->deterministic && !fd_cuda_of(ctx)->recording;
   if (timed && !blas->looked) load_kept(ctx, blas);
   struct kept *k = timed ? find_kept(blas, &p->key) : NULL;
   if (k && cublasLtMatmulAlgoCheck(blas->handle, p->op, p->a, p->b, p->c, p->c, &k->algo, &checked) == CUBLAS_STATUS_SUCCESS &&

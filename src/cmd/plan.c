@@ -84,6 +84,7 @@ static fd_status run_plan(struct fd_run *run) {
   FD_TRY(fd_run_flag_int(run, "--ranks", fd_comm_size(run->comm), 1, 1000000, &ranks));
   FD_TRY(fd_parts_context(run->opt, run->comm, &ctx));
   if (fd_comm_rank(run->comm)) goto done; /* one rank's work */
+  ctx->cache_dir = NULL; /* nothing is run */
   FD_TRY(fd_parts_open(run->opt, FD_PARTS_CONFIG_ONLY, &parts));
   FD_TRY(fd_parts_layout(&parts, (int)ranks));
   fd_parts_step(&parts, run->opt->data.max_prompt_length, &config);

@@ -64,7 +64,7 @@ struct fd_ctx {
   bool deterministic;        /* the same bits each time, where a faster kernel would not (trainer.deterministic) */
   bool share_device;         /* several ranks may use one GPU (trainer.share_gpu) */
   bool record;               /* runs of ops may be recorded (trainer.cuda_graph); a backend clears it where it cannot */
-  const char *cache_dir;     /* borrowed; where a backend may keep what it measured or compiled for this run; NULL: nowhere */
+  const char *cache_dir;     /* borrowed; where a backend keeps what it measures or compiles for this run; NULL: it measures nothing */
   void *state;               /* the backend's own */
 };
 
