@@ -237,6 +237,7 @@ for i in "$fdhpc_cuda_dir/include" "$fdhpc_cuda_dir/targets/$fdhpc_cuda_target/i
     AS_IF([test -f "$i/cuda_runtime_api.h" && test "$i" != /usr/include], [CUDA_CPPFLAGS="-isystem $i"; break])
 done
 : ${NVCCFLAGS=-O3 -lineinfo}
+AS_IF([test "$enable_werror" = yes], [NVCCFLAGS="$NVCCFLAGS -Werror all-warnings"])
 fdhpc_nvcc_version=`$NVCC --version 2>/dev/null | $SED -n 's/.*release \(@<:@0-9.@:>@*\).*/\1/p'`
 # -gencode, not -arch=sm_90a: the latter also compiles for plain sm_90, which has no wgmma
 fdhpc_gpu_code=`$NVCC --list-gpu-code 2>/dev/null | tr '\n' ' '`
