@@ -19,7 +19,8 @@ static const struct fd_ops kernels = {
 
 fd_status fd_cuda_status(cudaError_t e, const char *what, const char *file, int line) {
   if (e == cudaSuccess) return FD_OK;
-  return fd_fail(e == cudaErrorMemoryAllocation ? FD_ERR_NOMEM : FD_ERR_UNSUPPORTED, file, line, "CUDA: %s: %s", what, cudaGetErrorString(e));
+  return fd_fail(e == cudaErrorMemoryAllocation ? FD_ERR_NOMEM : FD_ERR_UNSUPPORTED, file, line, "CUDA: %s: %s%s", what, cudaGetErrorString(e),
+                 e == cudaErrorNoKernelImageForDevice ? "; this program has no code for this GPU: reconfigure with --with-cuda-arch=LIST" : "");
 }
 
 /* ---- scratch ----------------------------------------------------------------------------------------------------- */

@@ -199,7 +199,7 @@ AS_IF([test "$with_cuda" != no], [
          done])
     AC_MSG_RESULT([${NVCC:-no}])
     AS_IF([test -z "$NVCC"],
-        [fdhpc_cuda_why="no nvcc" fdhpc_cuda_more="looked for bin/nvcc in `echo $fdhpc_cuda_try | $SED 's/  */, /g'`: install the CUDA toolkit, or give --with-cuda=DIR"],
+        [fdhpc_cuda_why="no nvcc" fdhpc_cuda_more="looked for bin/nvcc in `AS_CASE([$with_cuda], [yes|check], [AS_ECHO(["PATH, "])])``echo $fdhpc_cuda_try | $SED 's/  */, /g'`: install the CUDA toolkit, or give --with-cuda=DIR"],
         [FDHPC_CUDA_TOOLKIT])
     AS_IF([test -n "$fdhpc_cuda_why" && test "$with_cuda" != check],
         [AC_MSG_ERROR([--with-cuda was given, but: $fdhpc_cuda_why; $fdhpc_cuda_more])],
@@ -210,17 +210,22 @@ AS_IF([test "$with_cuda" != no], [
     AS_IF([test -z "$fdhpc_cuda_why"], [fdhpc_cuda=yes])
 ], [fdhpc_cuda_why="--without-cuda was given"])
 AS_IF([test $fdhpc_cuda = yes],
-    [fdhpc_version="$fdhpc_cuda_dir: $fdhpc_cuda_versions; for `echo $CUDA_ARCH | $SED 's/@<:@^ @:>@*/sm_&/g'`"],
+    [fdhpc_version="$fdhpc_nvcc_version for `echo $CUDA_ARCH | $SED 's/@<:@^ @:>@@<:@^ @:>@*/sm_&/g'`"
+     fdhpc_cuda_what="the GPU backend: $fdhpc_cuda_dir, $fdhpc_cuda_versions"],
     [CUDA_LDFLAGS= CUDA_LIBS= CUDA_CPPFLAGS=
-     fdhpc_version="no: $fdhpc_cuda_why"])
+     fdhpc_version="no: $fdhpc_cuda_why" fdhpc_cuda_what="the GPU backend"])
 AM_CONDITIONAL([CUDA], [test $fdhpc_cuda = yes])
 for d in $fdhpc_cuda_dir $CUDA_HOME $CUDA_PATH /usr/local/cuda /opt/cuda /usr/lib/cuda /usr ${fdhpc_wheels:+$fdhpc_wheels/cu13 $fdhpc_wheels/cuda_runtime}; do
     for i in "$d/include" "$d/targets/$fdhpc_cuda_target/include"; do
-        AS_IF([test -z "$CUDA_HEADERS" && test -f "$i/cuda_bf16.h"], [CUDA_HEADERS=$i])
+        # all that tests/emulate includes; the wheel of the runtime has cuda_bf16.h, but needs that of crt/
+        AS_IF([test -z "$CUDA_HEADERS" && test -f "$i/cuda_bf16.h"],
+            [printf '#include <cuda_runtime_api.h>\n#include <cuda_bf16.h>\n#include <vector_functions.h>\n' >conftest.cc
+             AS_IF([$CXX -isystem "$i" -fsyntax-only conftest.cc >&AS_MESSAGE_LOG_FD 2>&1], [CUDA_HEADERS=$i])
+             rm -f conftest.cc])
     done
 done
-AM_CONDITIONAL([EMULATE], [test -f "$CUDA_HEADERS/cuda_bf16.h" && test `uname -m` = x86_64])
-FDHPC_ROW([CUDA], [$fdhpc_version], [the GPU backend])
+AM_CONDITIONAL([EMULATE], [test -n "$CUDA_HEADERS" && test `uname -m` = x86_64])
+FDHPC_ROW([CUDA], [$fdhpc_version], [$fdhpc_cuda_what])
 ])
 
 # The toolkit around $NVCC, its libraries, and a program of all of them that is linked and run. Sets fdhpc_cuda_why to what is missing.
@@ -237,8 +242,11 @@ for i in "$fdhpc_cuda_dir/include" "$fdhpc_cuda_dir/targets/$fdhpc_cuda_target/i
     AS_IF([test -f "$i/cuda_runtime_api.h" && test "$i" != /usr/include], [CUDA_CPPFLAGS="-isystem $i"; break])
 done
 : ${NVCCFLAGS=-O3 -lineinfo}
-AS_IF([test "$enable_werror" = yes], [NVCCFLAGS="$NVCCFLAGS -Werror all-warnings"])
+AS_IF([test "$enable_werror" = yes], [NVCCFLAGS="$NVCCFLAGS --Werror=all-warnings"])
 fdhpc_nvcc_version=`$NVCC --version 2>/dev/null | $SED -n 's/.*release \(@<:@0-9.@:>@*\).*/\1/p'`
+# names of wheels: nvidia-cublas-cu12, nvidia-cublas; but nvidia-nccl-cu12, nvidia-nccl-cu13
+fdhpc_cu=`echo "$fdhpc_nvcc_version" | $SED 's/\..*//'`
+AS_IF([test "$fdhpc_cu" = 12], [fdhpc_cu_suffix=-cu12], [fdhpc_cu_suffix=])
 # -gencode, not -arch=sm_90a: the latter also compiles for plain sm_90, which has no wgmma
 fdhpc_gpu_code=`$NVCC --list-gpu-code 2>/dev/null | tr '\n' ' '`
 for a in $CUDA_ARCH; do
@@ -262,15 +270,15 @@ _FDHPC
 rm -f conftest.err
 AS_IF([test -z "$fdhpc_cuda_why"], [
     FDHPC_CUDA_PART([the CUDA runtime], [], [cuda_runtime_api.h], [cudart], [CUDART_VERSION < 11080], [cu13 cuda_runtime],
-        [the toolkit's runtime (Debian of NVIDIA: cuda-cudart-dev; wheel: nvidia-cuda-runtime)])
+        [it (NVIDIA's packages: cuda-cudart-dev; wheel: nvidia-cuda-runtime$fdhpc_cu_suffix)])
     FDHPC_CUDA_PART([cuBLASLt], [], [cublasLt.h], [cublasLt], [0], [cu13 cublas],
-        [it (NVIDIA's packages: libcublas-dev; wheel: nvidia-cublas)])
+        [it (NVIDIA's packages: libcublas-dev; wheel: nvidia-cublas$fdhpc_cu_suffix)])
     FDHPC_CUDA_PART([NVRTC], [], [nvrtc.h], [nvrtc], [0], [cu13 cuda_nvrtc],
-        [it (NVIDIA's packages: cuda-nvrtc-dev; wheel: nvidia-cuda-nvrtc)])
+        [it (NVIDIA's packages: cuda-nvrtc-dev; wheel: nvidia-cuda-nvrtc$fdhpc_cu_suffix)])
     FDHPC_CUDA_PART([cuDNN 9], [CUDNN_ROOT], [cudnn.h], [cudnn], [CUDNN_VERSION < 90000], [cudnn],
-        [it (NVIDIA's packages: cudnn9-cuda-13; wheel: nvidia-cudnn-cu13; or set CUDNN_ROOT)])
+        [it (NVIDIA's packages: cudnn9-cuda-$fdhpc_cu; wheel: nvidia-cudnn-cu$fdhpc_cu; or set CUDNN_ROOT)])
     FDHPC_CUDA_PART([NCCL 2.18], [NCCL_ROOT], [nccl.h], [nccl], [NCCL_VERSION_CODE < 21800], [nccl],
-        [it (NVIDIA's packages: libnccl-dev; wheel: nvidia-nccl-cu13; or set NCCL_ROOT)])
+        [it (NVIDIA's packages: libnccl-dev; wheel: nvidia-nccl-cu$fdhpc_cu; or set NCCL_ROOT)])
 ])
 AS_IF([test -z "$fdhpc_cuda_why"], [
     # folders of one library before the toolkit's, which may hold an older one; folders of several behind it
@@ -293,8 +301,9 @@ FILE *f = fopen("conftest.versions", "w");
 size_t blas = cublasLtGetVersion(), cudnn = cudnnGetVersion(), of = cudnnGetCudartVersion();
 if (!f || ncclGetVersion(&nccl) != ncclSuccess || nvrtcVersion(&major, &minor) != NVRTC_SUCCESS) return 2;
 if (nccl < 0) return launch(0);
-fprintf(f, "CUDA %d.%d, cuBLASLt %d.%d, cuDNN %d.%d.%d, NCCL %d.%d.%d", CUDART_VERSION / 1000, CUDART_VERSION / 10 % 100, (int)(blas / 10000),
-        (int)(blas / 100 % 100), (int)(cudnn / 10000), (int)(cudnn / 100 % 100), (int)(cudnn % 100), nccl / 10000, nccl / 100 % 100, nccl % 100);
+fprintf(f, "runtime %d.%d, cuBLASLt %d.%d, cuDNN %d.%d.%d for CUDA %d, NCCL %d.%d.%d", CUDART_VERSION / 1000, CUDART_VERSION / 10 % 100, (int)(blas / 10000),
+        (int)(blas / 100 % 100), (int)(cudnn / 10000), (int)(cudnn / 100 % 100), (int)(cudnn % 100), (int)(of / 1000), nccl / 10000,
+        nccl / 100 % 100, nccl % 100);
 fclose(f);
 if (cudnn / 10000 != CUDNN_MAJOR || of / 1000 != CUDART_VERSION / 1000 || blas / 10000 != CUBLAS_VER_MAJOR || major != CUDART_VERSION / 1000) return 3;]])],
         [fdhpc_cuda_versions=`cat conftest.versions`
@@ -303,7 +312,7 @@ if (cudnn / 10000 != CUDNN_MAJOR || of / 1000 != CUDART_VERSION / 1000 || blas /
          fdhpc_cuda_why="a program with the CUDA libraries does not link or start"
          AS_IF([test -s conftest.versions], [fdhpc_cuda_why="the CUDA libraries do not match: `cat conftest.versions`"])
          fdhpc_cuda_more="they are$fdhpc_cuda_found; more in config.log"],
-        [fdhpc_cuda_versions="CUDA $fdhpc_nvcc_version"
+        [fdhpc_cuda_versions="libraries not tried"
          AC_MSG_RESULT([not tried, cross compiling])])
     CPPFLAGS=$fdhpc_save_CPPFLAGS LIBS=$fdhpc_save_LIBS LDFLAGS=$fdhpc_save_LDFLAGS
 ])
