@@ -3,6 +3,7 @@
 // Invariant: every op runs on fd_cuda.stream; only collectives use another stream, tied to it by events.
 #include "cuda/cuda.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -21,7 +22,8 @@ static const struct fd_ops kernels = {
 
 fd_status fd_cuda_status(cudaError_t e, const char *what, const char *file, int line) {
   if (e == cudaSuccess) return FD_OK;
-  return fd_fail(e == cudaErrorMemoryAllocation ? FD_ERR_NOMEM : FD_ERR_UNSUPPORTED, file, line, "CUDA: %s: %s", what, cudaGetErrorString(e));
+  return fd_fail(e == cudaErrorMemoryAllocation ? FD_ERR_NOMEM : FD_ERR_UNSUPPORTED, file, line, "CUDA: %s: %s%s", what, cudaGetErrorString(e),
+                 e == cudaErrorNoKernelImageForDevice ? "; this program has no code for this GPU: reconfigure with --with-cuda-arch=LIST" : "");
 }
 
 /* ---- scratch ----------------------------------------------------------------------------------------------------- */
@@ -64,6 +66,27 @@ static fd_status cuda_prepare(fd_ctx *ctx, enum fd_op op, const void *args, size
 
 /* ---- life -------------------------------------------------------------------------------------------------------- */
 
+/* How many GPUs this process may use; if none, why. Without a driver the runtime calls it "insufficient", of version 0. */
+static int count_gpus(char *why, size_t why_bytes) {
+  int n = 0, driver = 0, runtime = 0;
+  const cudaError_t e = cudaGetDeviceCount(&n);
+  const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+  if (e == cudaSuccess && n > 0) return n;
+  (void)cudaGetLastError(); /* it is reported here */
+  (void)cudaDriverGetVersion(&driver);
+  (void)cudaRuntimeGetVersion(&runtime);
+  if (driver == 0)
+    snprintf(why, why_bytes, "no NVIDIA driver on this machine");
+  else if (e == cudaErrorInsufficientDriver)
+    snprintf(why, why_bytes, "the NVIDIA driver is too old: it is for CUDA %d.%d, this program is built with CUDA %d.%d; update the driver, or build with CUDA %d",
+             driver / 1000, driver / 10 % 100, runtime / 1000, runtime / 10 % 100, driver / 1000);
+  else if (e == cudaSuccess || e == cudaErrorNoDevice)
+    snprintf(why, why_bytes, "the NVIDIA driver finds no GPU%s%s%s", visible ? " (CUDA_VISIBLE_DEVICES=\"" : "", visible ? visible : "", visible ? "\")" : "");
+  else
+    snprintf(why, why_bytes, "%s (driver for CUDA %d.%d)", cudaGetErrorString(e), driver / 1000, driver / 10 % 100);
+  return 0;
+}
+
 static void cuda_close(fd_ctx *ctx) {
   struct fd_cuda *c = ctx->state;
   if (!c) return;
@@ -82,11 +105,9 @@ static void cuda_close(fd_ctx *ctx) {
 static fd_status open_device(fd_ctx *ctx) {
   fd_status st = FD_OK;
   struct fd_cuda *c = ctx->state;
-  int n = 0, rank = ctx->comm ? ctx->comm->node_rank : 0, ranks = ctx->comm ? ctx->comm->node_size : 1;
-  cudaError_t e = cudaGetDeviceCount(&n);
-  if (e != cudaSuccess || n == 0)
-    FD_TRY(FD_FAIL(FD_ERR_UNSUPPORTED, "cuda: no usable GPU (%s); set trainer.backend = \"cpu\" to run without one",
-                   e == cudaSuccess ? "none found" : cudaGetErrorString(e)));
+  char why[256];
+  const int n = count_gpus(why, sizeof why), rank = ctx->comm ? ctx->comm->node_rank : 0, ranks = ctx->comm ? ctx->comm->node_size : 1;
+  if (n == 0) FD_TRY(FD_FAIL(FD_ERR_UNSUPPORTED, "cuda: %s; trainer.backend = \"cpu\" runs without a GPU", why));
   if (ranks > n && !ctx->share_device)
     FD_TRY(FD_FAIL(FD_ERR_UNSUPPORTED, "cuda: %d ranks on this node, but %d GPU%s; start at most %d ranks per node, or set trainer.share_gpu = true",
                    ranks, n, n == 1 ? "" : "s", n));
@@ -239,10 +260,7 @@ static void cuda_mark_free(fd_ctx *ctx, void **point) {
   *point = NULL;
 }
 
-static bool cuda_usable(void) {
-  int n = 0;
-  return cudaGetDeviceCount(&n) == cudaSuccess && n > 0;
-}
+static bool cuda_usable(char *why, size_t why_bytes) { return count_gpus(why, why_bytes) > 0; }
 
 const struct fd_backend fd_cuda_backend = {
     .name = "cuda",

@@ -21,10 +21,11 @@ const struct fd_backend *fd_backend_at(int i) {
 fd_status fd_backend_find(const char *name, const struct fd_backend **out) {
   const struct fd_backend *b;
   bool automatic = strcmp(name, "auto") == 0;
+  char why[256];
   for (int i = 0; (b = fd_backend_at(i)); i++) {
     if (automatic ? b->not_built != NULL : strcmp(name, b->name) != 0) continue;
-    if (automatic && b->usable && !b->usable()) {
-      fd_log_info("backend %s: no usable device here, so the next one is taken", b->name);
+    if (automatic && b->usable && !b->usable(why, sizeof why)) {
+      fd_log_info("backend %s is not used: %s", b->name, why);
       continue;
     }
     if (b->not_built) return FD_FAIL(FD_ERR_UNSUPPORTED, "backend %s is not built: %s", b->name, b->not_built);

@@ -13,8 +13,8 @@ struct fd_backend {
   const char *name;          /* "cpu", "cuda" */
   const char *not_built;     /* NULL if built; else what to do ("reconfigure with --with-cuda=DIR") */
   const struct fd_ops *ops;
-  /** Whether "auto" may choose it on this machine (a driver, a device); NULL: yes. */
-  bool (*usable)(void);
+  /** Whether "auto" may choose it on this machine (a driver, a device); if not, `why` says what is missing. NULL: yes. */
+  bool (*usable)(char *why, size_t why_bytes);
 
   /** Fill ctx->state and what the backend needs from the device; the other members are set already. */
   fd_status (*open)(fd_ctx *ctx);
