@@ -8,6 +8,9 @@
 //   static void body(struct ot *t) { ... }              one backend, one number of threads
 //   int main(void) { return ot_main(body); }            runs it with 1 and with 3 threads
 //   ... ot_main_same_bits(body)                         and every output must have the same bits with both
+//
+// The same file is built up to three times: for the CPU backend; for the CUDA backend's kernels on the CPU (FD_EMULATE); for the CUDA
+// backend on a GPU (FD_DEVICE), where the test skips itself (exit code 77) if there is none.
 #ifndef FD_TESTS_OPTEST_H
 #define FD_TESTS_OPTEST_H
 
@@ -19,13 +22,18 @@
 
 #include "base/rng.h"
 #include "cpu/cpu.h"
-#ifdef FD_EMULATE /* the same test, of the CUDA backend's kernels on the CPU (tests/emulate) */
+/* OT_ON_DEVICE: what is found at run time only the CPU can say. OT_EMULATED: threads are fibers, so large shapes take too long. */
+#if defined FD_EMULATE
 #include "cuda/cuda.h"
 #define OT_BACKEND fd_cuda_backend
-enum { OT_ROUNDS = 3, OT_ON_DEVICE = 1 }; /* what is found at run time only the CPU can say */
+enum { OT_ROUNDS = 3, OT_ON_DEVICE = 1, OT_EMULATED = 1 };
+#elif defined FD_DEVICE
+#include "cuda/cuda.h"
+#define OT_BACKEND fd_cuda_backend
+enum { OT_ROUNDS = 3, OT_ON_DEVICE = 1, OT_EMULATED = 0 };
 #else
 #define OT_BACKEND fd_cpu_backend
-enum { OT_ROUNDS = 2, OT_ON_DEVICE = 0 };
+enum { OT_ROUNDS = 2, OT_ON_DEVICE = 0, OT_EMULATED = 0 };
 #endif
 
 #define OT_UNUSED __attribute__((unused))
@@ -198,14 +206,54 @@ static void ot_check_bits(struct ot *t, enum fd_op op, const void *args) {
   }
 }
 
-#ifdef FD_EMULATE
-/* Every slot and the scratch in device memory of its own, so that the emulator sees each step over an edge. */
+#if defined FD_EMULATE || defined FD_DEVICE
+/* Guards around device memory: none where something else sees each step over an edge, that is in the emulator and, with
+ * OT_EXACT=1, under compute-sanitizer. */
+static size_t ot_device_guard(void) { return OT_EMULATED || getenv("OT_EXACT") ? 0 : 256; }
+
+/* Device memory between guards, filled from `from` or with 0xff (NaN in every float type). *whole is what is to be freed. */
+static fd_status ot_device_new(struct ot *t, const void *from, size_t bytes, void **whole, void **data) {
+  const struct fd_backend *device = t->ctx->backend;
+  const size_t guard = ot_device_guard(), all = bytes + 2 * guard;
+  if (!from && OT_EMULATED) { /* never written: the emulator says who reads it first */
+    if (cudaMalloc(whole, all) != cudaSuccess) return FD_ERR_NOMEM;
+    *data = *whole;
+    return FD_OK;
+  }
+  fd_status st = device->alloc(t->ctx, all, whole);
+  unsigned char *p = malloc(all ? all : 1);
+  if (!p) abort();
+  memset(p, 0xa5, all);
+  if (from) memcpy(p + guard, from, bytes);
+  else memset(p + guard, 0xff, bytes);
+  if (st == FD_OK && guard) st = device->to_device(t->ctx, *whole, p, all);
+  if (st == FD_OK) *data = (char *)*whole + guard;
+  /* by itself: the backend remembers counts of rows by their place (cuda/cuda.h) */
+  if (st == FD_OK) st = device->to_device(t->ctx, *data, p + guard, bytes);
+  if (st == FD_OK) st = device->sync(t->ctx);
+  free(p);
+  return st;
+}
+
+static bool ot_device_guards_hold(struct ot *t, const void *whole, size_t bytes) {
+  const size_t guard = ot_device_guard(), all = bytes + 2 * guard;
+  bool hold = true;
+  if (!guard) return true;
+  unsigned char *p = malloc(all);
+  if (!p) abort();
+  if (t->ctx->backend->from_device(t->ctx, p, whole, all) != FD_OK) hold = false;
+  for (size_t i = 0; i < guard && hold; i++) hold = p[i] == 0xa5 && p[guard + bytes + i] == 0xa5;
+  free(p);
+  return hold;
+}
+
+/* Every slot and the scratch in device memory of its own. */
 static void ot_run(struct ot *t, enum fd_op op, const void *args) {
   const struct fd_op_info *info = fd_op_info(op);
   const struct fd_backend *device = t->ctx->backend;
   char copy[FD_OP_ARGS_MAX];
   fd_tensor on_device[FD_MAX_SLOTS], **slot = fd_op_slots(copy);
-  void *memory[FD_MAX_SLOTS] = {0};
+  void *memory[FD_MAX_SLOTS] = {0}, *scratch = NULL;
   size_t bytes = 0;
   t->checks++;
   memcpy(copy, args, info->args_bytes);
@@ -216,23 +264,22 @@ static void ot_run(struct ot *t, enum fd_op op, const void *args) {
     while (same < s && !(fd_op_slots((void *)args)[same] && fd_op_slots((void *)args)[same]->data == slot[s]->data)) same++;
     on_device[s] = *slot[s];
     if (same < s) on_device[s].data = on_device[same].data;
-    else {
-      ok = device->alloc(t->ctx, fd_tensor_bytes(slot[s]), &memory[s]) == FD_OK &&
-           device->to_device(t->ctx, memory[s], slot[s]->data, fd_tensor_bytes(slot[s])) == FD_OK;
-      on_device[s].data = memory[s];
-    }
+    else ok = ot_device_new(t, slot[s]->data, fd_tensor_bytes(slot[s]), &memory[s], &on_device[s].data) == FD_OK;
     slot[s] = &on_device[s];
   }
-  if (ok && bytes) ok = cudaMalloc(&t->ctx->scratch, bytes) == cudaSuccess; /* not device->alloc: what that zeroes is never found unwritten */
+  if (ok && bytes) ok = ot_device_new(t, NULL, bytes, &scratch, &t->ctx->scratch) == FD_OK;
   t->ctx->scratch_bytes = bytes;
   ok = ok && fd_op_run(t->ctx, op, copy) == FD_OK && device->sync(t->ctx) == FD_OK;
   for (int s = 0; s < info->n_slots && ok; s++)
     if (slot[s] && info->dir[s] != 'i')
       ok = device->from_device(t->ctx, fd_op_slots((void *)args)[s]->data, slot[s]->data, fd_tensor_bytes(slot[s])) == FD_OK;
   if (!ok) OT_FAIL(t, "%s: %s", info->name, fd_status_message());
-  for (int s = 0; s < info->n_slots; s++)
+  for (int s = 0; s < info->n_slots; s++) {
+    if (ok && memory[s] && !ot_device_guards_hold(t, memory[s], fd_tensor_bytes(slot[s]))) OT_FAIL(t, "%s wrote outside slot %d", info->name, s);
     if (memory[s]) device->free(t->ctx, memory[s]);
-  if (t->ctx->scratch) device->free(t->ctx, t->ctx->scratch);
+  }
+  if (ok && scratch && !ot_device_guards_hold(t, scratch, bytes)) OT_FAIL(t, "%s wrote outside its scratch of %zu bytes", info->name, bytes);
+  if (scratch) device->free(t->ctx, scratch);
   t->ctx->scratch = NULL;
   ot_check_bits(t, op, args);
 }
@@ -367,15 +414,14 @@ OT_UNUSED static int ot_main_with(void (*body)(struct ot *), bool same_bits) {
   static struct ot t;
   t.same_bits = same_bits;
   for (int round = 0; round < OT_ROUNDS; round++) {
+    const int threads = OT_ON_DEVICE ? 1 : 1 + 2 * round;
 #ifdef FD_EMULATE
-    const int threads = 1;
     fd_emu_seed((unsigned)round); /* another order of blocks, warps and lanes */
-#else
-    const int threads = 1 + 2 * round;
 #endif
     if (fd_ctx_create(&OT_BACKEND, threads, NULL, &t.ctx) != FD_OK) {
-      printf("%s\n", fd_status_message());
-      return 1;
+      const bool usable = !OT_BACKEND.usable || OT_BACKEND.usable();
+      printf("%s%s\n", usable ? "" : "skipped: ", fd_status_message());
+      return usable ? 1 : 77;
     }
     t.what = "";
     t.draws = 0;

@@ -186,7 +186,7 @@ static void body(struct ot *t) {
         check(t, (struct one){18, 15, 4, 3, 3, 8, gaps, causal, window, cap}, type, acc);
         check(t, (struct one){48, 120, 3, 6, 2, 32, demo, causal, window, cap}, type, acc);
         check(t, (struct one){103, 103, 3, 4, 1, 24, text, causal, window, cap}, type, acc);
-        if (OT_ON_DEVICE) continue; /* the emulator is slow; the shapes above have tiles, gaps and groups */
+        if (OT_EMULATED) continue; /* the emulator is slow; the shapes above have tiles, gaps and groups */
         check(t, (struct one){100, 250, 1, 4, 2, 64, mid, causal, window * 10, cap}, type, acc);
         check(t, (struct one){103, 103, 3, 2, 1, 130, text, causal, window, cap}, type, acc);
         if (!acc) check(t, (struct one){670, 1700, 2, 2, 1, 17, large, causal, window * 30, cap}, type, acc);

@@ -38,6 +38,7 @@ wrong 'no such command' 2 'trian is neither a command nor a configuration file' 
 wrong 'no such file' 2 'nowhere.cfg' '' used nowhere.cfg
 wrong 'a folder for a file' 2 '\.: not a file' '' used .
 wrong 'unknown flag' 2 'unknown flag --sett; did you mean --set\?' '' used x.cfg --sett a=b
+wrong 'unknown piece of work' 2 'bench: --what step,vea: step, sample, vae' '' bench x.cfg --what step,vea
 wrong 'flag without value' 2 '--set needs KEY=VALUE after it' '' used x.cfg --set
 wrong 'too many words' 2 'too many words; usage: fdhpc used' '' used x.cfg y.cfg
 wrong '--set without =' 2 '--set trainer.seed: wanted key=value' '' used x.cfg --set trainer.seed

@@ -124,10 +124,13 @@ fd_status fd_sampler_create(const struct fd_sampler_parts *parts, const struct f
   s->C = parts->vae->dims.latent_channels;
 
   struct fd_prompt_config form = {.instruction = config->instruction, .max_prompt_length = config->max_length};
-  FD_TRY(fd_prompt_create(parts->tokenizer, &form, &s->prompt));
-  form.instruction = "";
-  FD_TRY(fd_prompt_create(parts->tokenizer, &form, &s->negative));
-  s->stride = fd_prompt_length(s->prompt);
+  s->stride = config->max_length;
+  if (parts->tokenizer) {
+    FD_TRY(fd_prompt_create(parts->tokenizer, &form, &s->prompt));
+    form.instruction = "";
+    FD_TRY(fd_prompt_create(parts->tokenizer, &form, &s->negative));
+    s->stride = fd_prompt_length(s->prompt);
+  }
   int64_t text_rows = s->rows * s->stride;
   const int64_t tile = fd_count_tile(parts->ctx, &text_rows, TEXT_TILE);
   FD_TRY(fd_text_create(s->rows, text_rows, s->stride, tile, &s->text));
@@ -210,8 +213,17 @@ static fd_status set_text(fd_sampler *s, int n, const struct fd_sample_request *
   const int64_t B = s->config.batch;
   const char *negative = s->config.negative_prompt ? s->config.negative_prompt : "";
   for (int64_t i = 0; i < B; i++) {
-    const char *text = request[i < n ? i : n - 1].prompt;
+    const struct fd_sample_request *r = &request[i < n ? i : n - 1];
+    const char *text = r->prompt;
     const int64_t row = s->guided ? B + i : i;
+    if (!s->prompt) {
+      if (!r->ids || r->n_ids < 1 || r->n_ids > s->stride)
+        return FD_FAIL(FD_ERR_ARG, "sampler: %d token ids without a tokenizer, expected 1 to %lld", r->ids ? r->n_ids : 0, (long long)s->stride);
+      memcpy(s->ids + row * s->stride, r->ids, (size_t)r->n_ids * sizeof *r->ids);
+      s->len[row] = r->n_ids;
+      if (s->guided) s->ids[i * s->stride] = r->ids[0], s->len[i] = 1;
+      continue;
+    }
     if (!fd_utf8_valid(text, strlen(text))) return FD_FAIL(FD_ERR_DATA, "prompt %u is not UTF-8", request[i < n ? i : n - 1].prompt_index);
     s->len[row] = (int32_t)fd_prompt_encode(s->prompt, text, strlen(text), s->ids + row * s->stride);
     if (s->guided) s->len[i] = (int32_t)fd_prompt_encode(s->negative, negative, strlen(negative), s->ids + i * s->stride);
@@ -314,7 +326,7 @@ static fd_status run_batch(fd_sampler *s, int64_t batch, int64_t total, const ch
   const int n = (int)(total - first < s->config.batch ? total - first : s->config.batch);
   for (int i = 0; i < n; i++) {
     const int prompt = (int)((first + i) / n_samples), sample = (int)((first + i) % n_samples);
-    request[i] = (struct fd_sample_request){prompts[prompt], seed, (uint32_t)prompt, (uint32_t)sample};
+    request[i] = (struct fd_sample_request){.prompt = prompts[prompt], .seed = seed, .prompt_index = (uint32_t)prompt, .sample = (uint32_t)sample};
   }
   FD_TRY(fd_sampler_run(s, n, request, rgb));
   for (int i = 0; i < n; i++) {

@@ -13,7 +13,7 @@
 struct fd_sampler_parts {
   fd_ctx *ctx;
   fd_model *dit, *text_encoder, *vae;
-  const fd_tokenizer *tokenizer;
+  const fd_tokenizer *tokenizer; /* NULL: requests give token ids (bench) */
 };
 
 struct fd_sampler_config {
@@ -34,6 +34,8 @@ struct fd_sample_request {
   const char *prompt;
   uint64_t seed;
   uint32_t prompt_index, sample; /* key of the first latents with the seed */
+  const int32_t *ids; /* without a tokenizer: n_ids (1 .. max_length) tokens; the negative prompt is the first of them alone */
+  int n_ids;
 };
 
 typedef struct fd_sampler fd_sampler;
