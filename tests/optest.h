@@ -419,7 +419,8 @@ OT_UNUSED static int ot_main_with(void (*body)(struct ot *), bool same_bits) {
     fd_emu_seed((unsigned)round); /* another order of blocks, warps and lanes */
 #endif
     if (fd_ctx_create(&OT_BACKEND, threads, NULL, &t.ctx) != FD_OK) {
-      const bool usable = !OT_BACKEND.usable || OT_BACKEND.usable();
+      char why[256] = ""; /* it is in the message of open, too */
+      const bool usable = !OT_BACKEND.usable || OT_BACKEND.usable(why, sizeof why);
       printf("%s%s\n", usable ? "" : "skipped: ", fd_status_message());
       return usable ? 1 : 77;
     }

@@ -50,7 +50,7 @@ nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limi
 keys=(--set trainer.backend="${BACKEND:-cuda}" --set data.max_prompt_length="$most" "${more[@]}")
 if ! plan=$("$fdhpc" plan "$config" "${keys[@]}" 2>&1); then
     echo "$plan"
-    case $plan in *"is not built"*|*"no usable GPU"*) exit 77 ;; *) exit 1 ;; esac
+    case $plan in *"is not built"*|*"runs without a GPU"*) exit 77 ;; *) exit 1 ;; esac
 fi
 parameters=$(echo "$plan" | sed -n '1s/^DiT: \([0-9 ]*\) parameters.*/\1/p' | tr -d ' ')
 memory=$(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2>/dev/null | head -n 1) # MiB
