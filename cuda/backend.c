@@ -225,8 +225,10 @@ done:
 }
 
 static fd_status cuda_from_device(fd_ctx *ctx, void *dst, const void *src, size_t bytes) {
-  fd_status st = FD_CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, fd_cuda_stream(ctx)));
-  return st == FD_OK ? cuda_sync(ctx) : st;
+  /* the copy itself waits for the stream, where nothing can be asked meanwhile: so it comes after */
+  fd_status st = fd_comm_size(ctx->comm) > 1 ? cuda_sync(ctx) : FD_OK;
+  if (st == FD_OK) st = FD_CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, fd_cuda_stream(ctx)));
+  return st == FD_OK ? FD_CUDA(cudaStreamSynchronize(fd_cuda_stream(ctx))) : st;
 }
 
 /* ---- points in time ---------------------------------------------------------------------------------------------- */

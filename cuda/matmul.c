@@ -18,13 +18,14 @@
 #include "comm/comm.h"
 #include "cuda/library_state.h"
 
-enum { MAX_PLANS = 1024, TRY = 8, WORKSPACE = 32 << 20, REPEAT = 5 };
+enum { MAX_PLANS = 1024, TRY = 8, WORKSPACE = 32 << 20, REPEAT = 5, ALIGN = 16 /* what the fast kernels want */ };
 #define KEPT_NAME "cuda-matmul.json"
 
 /* What makes two products the same for cuBLASLt. */
 struct key {
   int64_t M, N, K;
   int trans_a, trans_b, acc, bias;
+  int align; /* bytes that divide every operand's address: ALIGN, or less for a view that begins anywhere */
   fd_dtype ab, c, bias_type;
 };
 
@@ -85,7 +86,7 @@ static char *made_on(const fd_ctx *ctx) {
 }
 
 /* Every member of a key, once for reading and writing. */
-#define KEY_MEMBERS(X) X(M) X(N) X(K) X(trans_a) X(trans_b) X(acc) X(bias) X(ab) X(c) X(bias_type)
+#define KEY_MEMBERS(X) X(M) X(N) X(K) X(trans_a) X(trans_b) X(acc) X(bias) X(align) X(ab) X(c) X(bias_type)
 
 static bool read_kept(const json_t *j, struct kept *k) {
   const char *hex = json_string_value(json_object_get(j, "algorithm"));
@@ -255,7 +256,10 @@ static fd_status plan_make(fd_ctx *ctx, struct fd_blas *blas, const struct key *
   const cublasLtEpilogue_t epilogue = k->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
   const cudaDataType bias_type = type_of(k->bias_type);
   const uint64_t workspace = WORKSPACE;
-  const uint32_t no_split = CUBLASLT_REDUCTION_SCHEME_NONE;
+  const uint32_t no_split = CUBLASLT_REDUCTION_SCHEME_NONE, align = (uint32_t)k->align;
+  static const cublasLtMatmulPreferenceAttributes_t aligned_operand[] = {
+      CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+      CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
   memset(p, 0, sizeof *p);
   memcpy(&p->key, k, sizeof p->key); /* padding too */
   FD_TRY(BLAS(cublasLtMatmulDescCreate(&p->op, CUBLAS_COMPUTE_32F, CUDA_R_32F)));
@@ -269,6 +273,7 @@ static fd_status plan_make(fd_ctx *ctx, struct fd_blas *blas, const struct key *
   FD_TRY(layout(&p->c, k->c, k->M, k->N));
   FD_TRY(BLAS(cublasLtMatmulPreferenceCreate(&pref)));
   FD_TRY(BLAS(cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace)));
+  for (int i = 0; i < 4; i++) FD_TRY(BLAS(cublasLtMatmulPreferenceSetAttribute(pref, aligned_operand[i], &align, sizeof align)));
   if (ctx->deterministic)
     FD_TRY(BLAS(cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &no_split, sizeof no_split)));
   FD_TRY(BLAS(cublasLtMatmulAlgoGetHeuristic(blas->handle, p->op, p->a, p->b, p->c, p->c, pref, TRY, found, &n)));
@@ -298,6 +303,14 @@ static fd_status plan_find(fd_ctx *ctx, const struct key *k, struct plan **out) 
   return st;
 }
 
+static int alignment(const fd_tensor *t) {
+  int n = ALIGN; /* memory that is not bound yet, too: the arena's is aligned to 256 bytes, parameters to 128 */
+  while ((uintptr_t)t->data % (unsigned)n) n /= 2;
+  return n;
+}
+
+static int least(int a, int b) { return a < b ? a : b; }
+
 /* `used`: rows of a in use. A bias of another type than c cannot be an epilogue; it is added behind. */
 static struct key key_of(const struct fd_matmul_args *a, int64_t used) {
   struct key k;
@@ -308,6 +321,7 @@ static struct key key_of(const struct fd_matmul_args *a, int64_t used) {
   k.K = a->trans_a ? used : a_cols;
   k.N = a->trans_b ? b_rows : b_cols;
   k.acc = a->acc != 0;
+  k.align = least(alignment(a->a), least(alignment(a->b), alignment(a->c)));
   k.bias = a->bias && a->bias->dtype == a->c->dtype;
   k.ab = a->a->dtype, k.c = a->c->dtype, k.bias_type = k.bias ? a->bias->dtype : FD_F32;
   return k;
