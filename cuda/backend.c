@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/log.h"
 #include "comm/comm.h"
 #include "cpu/cpu.h"
 #include "cuda/library.h"
@@ -106,11 +107,8 @@ static fd_status open_device(fd_ctx *ctx) {
   fd_status st = FD_OK;
   struct fd_cuda *c = ctx->state;
   char why[256];
-  const int n = count_gpus(why, sizeof why), rank = ctx->comm ? ctx->comm->node_rank : 0, ranks = ctx->comm ? ctx->comm->node_size : 1;
+  const int n = count_gpus(why, sizeof why), rank = ctx->comm ? ctx->comm->node_rank : 0;
   if (n == 0) FD_TRY(FD_FAIL(FD_ERR_UNSUPPORTED, "cuda: %s; trainer.backend = \"cpu\" runs without a GPU", why));
-  if (ranks > n && !ctx->share_device)
-    FD_TRY(FD_FAIL(FD_ERR_UNSUPPORTED, "cuda: %d ranks on this node, but %d GPU%s; start at most %d ranks per node, or set trainer.share_gpu = true",
-                   ranks, n, n == 1 ? "" : "s", n));
   c->device = rank % n;
   FD_TRY(FD_CUDA(cudaSetDevice(c->device)));
   FD_TRY(FD_CUDA(cudaDeviceGetAttribute(&c->sm_count, cudaDevAttrMultiProcessorCount, c->device)));
@@ -122,13 +120,74 @@ done:
   return st;
 }
 
+/* A GPU is known by its node and uuid: whether ranks see all GPUs of the node or one each (srun --gpus-per-task), numbers do not tell. */
+struct place {
+  int node, gpus;
+  char uuid[16];
+};
+
+static fd_status find_sharing(fd_ctx *ctx, const struct cudaDeviceProp *prop) {
+  fd_status st = FD_OK;
+  struct fd_cuda *c = ctx->state;
+  const fd_comm *comm = ctx->comm;
+  const int size = fd_comm_size(comm);
+  struct place mine = {.node = comm ? comm->node : 0}, *all = calloc((size_t)size, sizeof *all);
+  int other = -1, on_node = 0;
+  memcpy(mine.uuid, prop->uuid.bytes, sizeof mine.uuid);
+  (void)cudaGetDeviceCount(&mine.gpus);
+  FD_TRY(fd_agree(ctx->comm, all ? FD_OK : FD_FAIL(FD_ERR_NOMEM, "no memory for the list of GPUs")));
+  if (size == 1) goto done;
+  FD_TRY(fd_comm_allgather(ctx->comm, &mine, sizeof mine, all));
+  for (int r = 0; r < size; r++) {
+    if (all[r].node != mine.node) continue;
+    on_node++;
+    if (r != comm->rank && other < 0 && !memcmp(all[r].uuid, mine.uuid, sizeof mine.uuid)) other = r;
+  }
+  int64_t shared = other >= 0;
+  FD_TRY(fd_comm_allreduce_i64(ctx->comm, &shared, 1, FD_COMM_MAX));
+  c->shared = shared;
+  if (other >= 0 && !ctx->share_device)
+    st = FD_FAIL(FD_ERR_UNSUPPORTED,
+                 "cuda: ranks %d and %d use the same GPU (%s): %d ranks on this node, and this rank sees %d GPU%s; start at most one rank per GPU, let "
+                 "srun give each its own (--gpus-per-task=1), or set trainer.share_gpu = true",
+                 comm->rank < other ? comm->rank : other, comm->rank < other ? other : comm->rank, prop->name, on_node, mine.gpus, mine.gpus == 1 ? "" : "s");
+  st = fd_agree(ctx->comm, st);
+done:
+  free(all);
+  return st;
+}
+
+/* What rank 0 runs on: the first thing to look at when a run is slow or fails. */
+static void log_device(fd_ctx *ctx, const struct cudaDeviceProp *prop) {
+  const struct fd_cuda *c = ctx->state;
+  char libraries[256];
+  size_t free_bytes = 0, total = 0;
+  int driver = 0, runtime = 0;
+  (void)cudaMemGetInfo(&free_bytes, &total);
+  (void)cudaDriverGetVersion(&driver);
+  (void)cudaRuntimeGetVersion(&runtime);
+  fd_cuda_library_versions(libraries, sizeof libraries);
+  fd_log_info("cuda: GPU %d, %s (compute %d.%d, %d multiprocessors), %.1f of %.1f GB free", c->device, prop->name, prop->major, prop->minor, c->sm_count,
+              (double)free_bytes * 1e-9, (double)total * 1e-9);
+  fd_log_info("cuda: driver for CUDA %d.%d, runtime %d.%d, %s", driver / 1000, driver / 10 % 100, runtime / 1000, runtime / 10 % 100, libraries);
+  if (fd_comm_size(ctx->comm) == 1) return;
+  if (c->shared)
+    fd_log_info("cuda: ranks share a GPU, so sums over ranks go through host memory and MPI, and steps are not recorded");
+  else
+    fd_log_info("cuda: one GPU for each of %d ranks, sums by NCCL", fd_comm_size(ctx->comm));
+}
+
 static fd_status cuda_open(fd_ctx *ctx) {
   fd_status st = FD_OK;
+  struct cudaDeviceProp prop;
   ctx->state = calloc(1, sizeof(struct fd_cuda));
   st = ctx->state ? open_device(ctx) : FD_FAIL(FD_ERR_NOMEM, "no memory for the CUDA backend");
+  if (st == FD_OK) st = FD_CUDA(cudaGetDeviceProperties(&prop, fd_cuda_of(ctx)->device));
   FD_TRY(fd_agree(ctx->comm, st)); /* before anything that the ranks do together */
+  FD_TRY(find_sharing(ctx, &prop));
   st = fd_cuda_library_open(ctx);
   FD_TRY(fd_agree(ctx->comm, st));
+  log_device(ctx, &prop);
 done:
   if (st != FD_OK) cuda_close(ctx);
   return st;

@@ -8,7 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/log.h"
 #include "comm/comm.h"
 #include "cuda/library_state.h"
 
@@ -33,18 +32,12 @@ static fd_status nccl_status(fd_ctx *ctx, ncclResult_t r, const char *what) {
 fd_status fd_cuda_collective_open(fd_ctx *ctx) {
   fd_status st = FD_OK;
   ncclUniqueId id;
-  int n = 0;
   struct fd_nccl *c = calloc(1, sizeof *c);
   if (!c) st = FD_FAIL(FD_ERR_NOMEM, "no memory");
   fd_cuda_of(ctx)->nccl = c;
   if (fd_comm_size(ctx->comm) == 1) return st;
-  if (st == FD_OK) st = FD_CUDA(cudaGetDeviceCount(&n));
   FD_TRY(fd_agree(ctx->comm, st));
-  int64_t shared = ctx->comm->node_size > n;
-  FD_TRY(fd_comm_allreduce_i64(ctx->comm, &shared, 1, FD_COMM_MAX));
-  if (shared) { /* on some node: all ranks go through MPI */
-    if (ctx->record && ctx->comm->rank == 0)
-      fd_log_info("cuda: ranks share a GPU, so sums go through host memory and MPI, and steps are not recorded");
+  if (fd_cuda_of(ctx)->shared) { /* on some node: all ranks go through MPI */
     ctx->record = false; /* MPI is not on a stream */
     return FD_OK;
   }

@@ -27,6 +27,7 @@ extern const struct fd_backend fd_cuda_backend;
 /** ctx->state of the CUDA backend. */
 struct fd_cuda {
   int device;
+  bool shared;              /* on some node two ranks use one GPU, so NCCL cannot be used */
   int sm_count;
   cudaStream_t stream;      /* all ops */
   cudaStream_t comm_stream; /* collectives */

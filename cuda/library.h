@@ -15,6 +15,8 @@ void fd_cuda_library_close(fd_ctx *ctx);
 /** Checks shapes, makes plans (cached by shape), says how much scratch the op needs. */
 fd_status fd_cuda_library_prepare(fd_ctx *ctx, enum fd_op op, const void *args, size_t *scratch_bytes);
 
+/** "cuBLASLt 13.1, NCCL 2.28.9" */
+void fd_cuda_library_versions(char *out, size_t bytes);
 /** Later ops come after all sums that were started. */
 fd_status fd_cuda_library_join(fd_ctx *ctx);
 /** FD_ERR_COMM if a library of another rank has failed, which would leave this one waiting for ever. */

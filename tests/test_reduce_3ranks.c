@@ -4,6 +4,7 @@
 // CUDA backend (tests/emulate), which records the second run and replays the third.
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "comm/comm.h"
 #include "graph/backend.h"
@@ -87,6 +88,18 @@ static void test_graph(fd_comm *comm, fd_dtype dtype) {
   fd_ctx_destroy(&ctx);
 }
 
+#ifdef FD_EMULATE
+/* There is one GPU: ranks share it only if they are told to. Every rank gets the same message. */
+static void test_one_gpu(fd_comm *comm) {
+  fd_ctx *ctx = NULL;
+  const struct fd_backend *backend = NULL;
+  CHECK(fd_backend_find(BACKEND, &backend) == FD_OK);
+  const fd_status st = fd_ctx_create_with(backend, 1, comm, 0, &ctx);
+  CHECK(comm->size == 1 ? st == FD_OK : st == FD_ERR_UNSUPPORTED && strstr(fd_status_message(), "ranks 0 and 1 use the same GPU") != NULL);
+  fd_ctx_destroy(&ctx);
+}
+#endif
+
 int main(void) {
   fd_comm *world = NULL;
   if (fd_comm_create(&world) != FD_OK) return fprintf(stderr, "%s\n", fd_status_message()), 1;
@@ -96,6 +109,9 @@ int main(void) {
     if (comm) {
       test_graph(comm, FD_F32);
       test_graph(comm, FD_BF16);
+#ifdef FD_EMULATE
+      test_one_gpu(comm);
+#endif
     }
     fd_comm_destroy(&comm);
   }

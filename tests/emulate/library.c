@@ -3,6 +3,7 @@
 // copies. So a whole step runs through the CUDA backend's own code on a machine without a GPU.
 #include "cuda/library.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -156,3 +157,5 @@ fd_status fd_cuda_library_check(fd_ctx *ctx) {
   (void)ctx;
   return FD_OK;
 }
+
+void fd_cuda_library_versions(char *out, size_t bytes) { snprintf(out, bytes, "libraries emulated by the CPU backend and MPI"); }
