@@ -18,6 +18,8 @@ static int failed;
   } while (0)
 
 #ifdef FD_EMULATE
+#include "cuda/cuda.h"
+#include "tests/emulate/nccl.h"
 #define BACKEND "cuda"
 #else
 #define BACKEND "cpu"
@@ -80,7 +82,8 @@ static void test_graph(fd_comm *comm, fd_dtype dtype) {
     for (int i = 0; i < N; i++) wrong += (dtype == FD_F32 ? f[i] : fd_bf16_to_f32(h[i])) != (float)((i / (N / n) + 1) * (i % 5) + step);
     CHECK(wrong == 0);
 #ifdef FD_EMULATE
-    CHECK(g->n_recordings == 1 && (g->recordings[0].what != NULL) == (step > 0));
+    if (!ctx->record) CHECK(g->n_recordings == 0 && comm->size > 1 && getenv("FD_EMU_ONE_GPU"));
+    else CHECK(g->n_recordings == 1 && (g->recordings[0].what != NULL) == (step > 0));
 #endif
   }
   fd_graph_destroy(&g);
@@ -89,13 +92,35 @@ static void test_graph(fd_comm *comm, fd_dtype dtype) {
 }
 
 #ifdef FD_EMULATE
-/* There is one GPU: ranks share it only if they are told to. Every rank gets the same message. */
+/* One GPU for all: they share it only if they are told to, through MPI, and nothing is recorded. Every rank gets the same message. */
 static void test_one_gpu(fd_comm *comm) {
   fd_ctx *ctx = NULL;
   const struct fd_backend *backend = NULL;
+  setenv("FD_EMU_ONE_GPU", "1", 1);
   CHECK(fd_backend_find(BACKEND, &backend) == FD_OK);
   const fd_status st = fd_ctx_create_with(backend, 1, comm, 0, &ctx);
   CHECK(comm->size == 1 ? st == FD_OK : st == FD_ERR_UNSUPPORTED && strstr(fd_status_message(), "ranks 0 and 1 use the same GPU") != NULL);
+  fd_ctx_destroy(&ctx);
+  test_graph(comm, FD_F32);
+  test_graph(comm, FD_BF16);
+  unsetenv("FD_EMU_ONE_GPU");
+}
+
+/* Another rank's failure ends a wait that would never end, with this rank and its host. */
+static void test_failure(fd_comm *comm) {
+  fd_ctx *ctx = NULL;
+  float x = 1, *device = NULL;
+  if (comm->size == 1) return;
+  CHECK(fd_ctx_create_with(&fd_cuda_backend, 1, comm, 0, &ctx) == FD_OK);
+  CHECK(ctx->backend->alloc(ctx, sizeof x, (void **)&device) == FD_OK && ctx->backend->to_device(ctx, device, &x, sizeof x) == FD_OK);
+  fd_tensor t = {.data = device, .shape = {1}, .ndim = 1, .dtype = FD_F32};
+  fd_emu_nccl_fail(ncclRemoteError);
+  CHECK(fd_op_run(ctx, FD_OP_reduce_start, &(struct fd_reduce_start_args){.x = &t}) == FD_ERR_COMM);
+  fd_emu_nccl_fail(ncclSuccess);
+  char who[128];
+  snprintf(who, sizeof who, "rank %d on %s", comm->rank, comm->host);
+  CHECK(strstr(fd_status_message(), who) && strstr(fd_status_message(), "remote process exited"));
+  ctx->backend->free(ctx, device);
   fd_ctx_destroy(&ctx);
 }
 #endif
@@ -111,6 +136,7 @@ int main(void) {
       test_graph(comm, FD_BF16);
 #ifdef FD_EMULATE
       test_one_gpu(comm);
+      test_failure(comm);
 #endif
     }
     fd_comm_destroy(&comm);

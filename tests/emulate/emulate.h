@@ -24,6 +24,13 @@ cudaError_t fd_emu_host(int (*f)(void *data), const void *data, size_t bytes);
 #ifdef __cplusplus
 extern "C"
 #endif
+/** The same on a stream that lags behind: f is called as late as may be, when another stream or the host waits for an event that was
+ *  recorded after it, or for the stream. So what does not wait finds that nothing was done yet. */
+cudaError_t fd_emu_host_later(cudaStream_t stream, int (*f)(void *data), const void *data, size_t bytes);
+
+#ifdef __cplusplus
+extern "C"
+#endif
 /** Calls of cudaGraphLaunch so far. */
 long fd_emu_graph_launches(void);
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The emulated twin of the CUDA backend's libraries: matrix products by the CPU backend, sums over ranks by MPI, on
-// copies. So a whole step runs through the CUDA backend's own code on a machine without a GPU.
-#include "cuda/library.h"
+// The emulated twin of the CUDA backend's libraries: matrix products by the CPU backend, on copies;
+// sums over ranks are cuda/collective.c's own, on NCCL's twin (nccl.c). So a whole step runs through the CUDA backend's own code on a machine without a GPU.
+#include "cuda/library_state.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,6 +9,7 @@
 
 #include "comm/comm.h"
 #include "cpu/cpu.h"
+#include "tests/emulate/nccl.h"
 
 struct twin {
   fd_ctx *cpu;
@@ -16,12 +17,15 @@ struct twin {
 
 fd_status fd_cuda_library_open(fd_ctx *ctx) {
   struct twin *t = calloc(1, sizeof *t);
+  fd_status st = t ? fd_ctx_create(&fd_cpu_backend, 1, ctx->comm, &t->cpu) : FD_FAIL(FD_ERR_NOMEM, "no memory");
   fd_cuda_of(ctx)->blas = t;
-  return t ? fd_ctx_create(&fd_cpu_backend, 1, ctx->comm, &t->cpu) : FD_FAIL(FD_ERR_NOMEM, "no memory");
+  fd_emu_nccl_ranks(ctx->comm);
+  return st == FD_OK ? fd_cuda_collective_open(ctx) : st;
 }
 
 void fd_cuda_library_close(fd_ctx *ctx) {
   struct twin *t = fd_cuda_of(ctx)->blas;
+  fd_cuda_collective_close(ctx);
   if (t) fd_ctx_destroy(&t->cpu);
   free(t);
   fd_cuda_of(ctx)->blas = NULL;
@@ -111,51 +115,8 @@ fd_status cuda_matmul(fd_ctx *ctx, const struct fd_matmul_args *args) {
   return through_cpu(ctx, FD_OP_matmul, &m);
 }
 
-/* The copy must outlive the request, so the sum is awaited at once. */
-struct exchange {
-  fd_ctx *ctx;
-  enum fd_comm_kind kind;
-  const fd_tensor *x;
-  int request;
-};
+fd_status fd_cuda_library_join(fd_ctx *ctx) { return fd_cuda_collective_join(ctx); }
 
-static int run_exchange(void *data) {
-  fd_status st = FD_OK;
-  const struct exchange *e = data;
-  size_t bytes = fd_tensor_bytes(e->x);
-  void *host = malloc(bytes ? bytes : 1);
-  if (!host) FD_TRY(FD_FAIL(FD_ERR_NOMEM, "no memory"));
-  FD_TRY(FD_CUDA(cudaMemcpy(host, e->x->data, bytes, cudaMemcpyDeviceToHost)));
-  FD_TRY(fd_comm_collective_start(e->ctx->comm, e->kind, e->request, host, fd_tensor_numel(e->x), e->x->dtype));
-  FD_TRY(fd_comm_reduce_wait(e->ctx->comm, e->request));
-  FD_TRY(FD_CUDA(cudaMemcpy(e->x->data, host, bytes, cudaMemcpyHostToDevice)));
-done:
-  free(host);
-  return st != FD_OK;
-}
-
-#define EXCHANGE(op, kind)                                                   \
-  fd_status cuda_##op(fd_ctx *ctx, const struct fd_##op##_args *a) {         \
-    const struct exchange e = {ctx, kind, a->x, a->request};                 \
-    return FD_CUDA(fd_emu_host(run_exchange, &e, sizeof e));                 \
-  }
-EXCHANGE(reduce_start, FD_COMM_ALL_REDUCE)
-EXCHANGE(reduce_scatter_start, FD_COMM_REDUCE_SCATTER)
-EXCHANGE(all_gather_start, FD_COMM_ALL_GATHER)
-
-fd_status cuda_reduce_wait(fd_ctx *ctx, const struct fd_reduce_wait_args *a) {
-  (void)ctx, (void)a;
-  return FD_OK;
-}
-
-fd_status fd_cuda_library_join(fd_ctx *ctx) {
-  (void)ctx;
-  return FD_OK;
-}
-
-fd_status fd_cuda_library_check(fd_ctx *ctx) {
-  (void)ctx;
-  return FD_OK;
-}
+fd_status fd_cuda_library_check(fd_ctx *ctx) { return fd_cuda_collective_check(ctx); }
 
 void fd_cuda_library_versions(char *out, size_t bytes) { snprintf(out, bytes, "libraries emulated by the CPU backend and MPI"); }
