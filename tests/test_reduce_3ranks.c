@@ -91,6 +91,39 @@ static void test_graph(fd_comm *comm, fd_dtype dtype) {
   fd_ctx_destroy(&ctx);
 }
 
+/* Started in one run of ops and awaited in another, as gradients are. */
+static void test_two_runs(fd_comm *comm) {
+  const struct fd_backend *backend = NULL;
+  fd_ctx *ctx = NULL;
+  fd_graph *g = NULL;
+  size_t bytes = 0;
+  void *arena = NULL;
+  const int64_t n = N;
+  CHECK(fd_backend_find(BACKEND, &backend) == FD_OK && fd_ctx_create(backend, 1, comm, &ctx) == FD_OK);
+  CHECK(fd_graph_create(ctx, "two runs", &g) == FD_OK);
+  fd_var x = fd_graph_input(g, "x", FD_F32, 1, &n);
+  fd_graph_emit(g, FD_OP_reduce_start, &(struct fd_reduce_start_args){.request = 3}, &x);
+  fd_graph_emit(g, FD_OP_reduce_wait, &(struct fd_reduce_wait_args){.request = 3}, &x);
+  fd_var y = fd_add(g, x, x, 0);
+  fd_graph_keep(g, y);
+  CHECK(fd_graph_plan(g, &bytes) == FD_OK && backend->alloc(ctx, bytes, &arena) == FD_OK && fd_graph_attach(g, arena, bytes) == FD_OK);
+  for (int step = 0; step < 4; step++) {
+    float f[N];
+    int wrong = 0;
+    for (int i = 0; i < N; i++) f[i] = (float)((comm->rank + 1) * (i % 5) + step);
+    CHECK(fd_graph_set(g, x, f, sizeof f) == FD_OK);
+    CHECK(fd_graph_run_nodes(g, 0, 1) == FD_OK);
+    CHECK(fd_graph_run_nodes(g, 1, fd_graph_n_nodes(g)) == FD_OK);
+    CHECK(fd_graph_read(g, y, f, sizeof f) == FD_OK);
+    for (int i = 0; i < N; i++) wrong += f[i] != (float)(comm->size * (comm->size + 1) * (i % 5) + 2 * comm->size * step);
+    CHECK(wrong == 0);
+  }
+  CHECK(fd_comm_take_wait_s(comm) >= 0);
+  fd_graph_destroy(&g);
+  backend->free(ctx, arena);
+  fd_ctx_destroy(&ctx);
+}
+
 #ifdef FD_EMULATE
 /* One GPU for all: they share it only if they are told to, through MPI, and nothing is recorded. Every rank gets the same message. */
 static void test_one_gpu(fd_comm *comm) {
@@ -134,6 +167,7 @@ int main(void) {
     if (comm) {
       test_graph(comm, FD_F32);
       test_graph(comm, FD_BF16);
+      test_two_runs(comm);
 #ifdef FD_EMULATE
       test_one_gpu(comm);
       test_failure(comm);

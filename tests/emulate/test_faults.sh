@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Faults that the emulated tests must catch. Each is planted into a copy of a real kernel by one edit; the op's test is linked with that copy
+# Faults that the emulated tests must catch. Each is planted into a copy of a real file by one edit; a test is linked with that copy
 # and must fail with the words expected. Unchanged copies must pass. An edit that finds nothing to change fails: then mend it here.
 [ -n "$EMULATED_TESTS" ] || { echo "not built: configure found no CUDA headers (cuda_bf16.h)"; exit 77; }
 work=$(mktemp -d) || exit 1
@@ -8,32 +8,46 @@ trap 'rm -rf "$work"' EXIT
 passed=0 failed=0
 wrong() { failed=$((failed + 1)); echo "FAIL $1"; }
 
-# build DIR KERNEL TEST: the copies in DIR/cuda stand before the real files
+# build DIR FILE TEST: the copies in DIR/cuda stand before the real files. FILE is a kernel's, without .cu, or host code
 build() {
-    $EMULATE_CXX -I"$1" $EMULATE_FLAGS -c -o "$1/kernel.o" "$1/cuda/$2.cu" 2>"$1/err" &&
+    case $2 in
+    *.c) compile="$EMULATE_CC" source=$2 ;;
+    *) compile="$EMULATE_CXX" source=$2.cu ;;
+    esac
+    $compile -I"$1" $EMULATE_FLAGS -c -o "$1/kernel.o" "$1/cuda/$source" 2>"$1/err" &&
         $EMULATE_LINK -o "$1/test" "tests/tests_emulate_test_$3-test_$3.o" "$1/kernel.o" $EMULATE_LIBS 2>>"$1/err" || { head -n 20 "$1/err"; return 1; }
 }
-run() { (timeout 60 "$1/test" >"$1/out" 2>&1; exit $?) 2>/dev/null; } # the shell need not say that it was aborted
-# unchanged KERNEL TEST
+run() { # the shell need not say that it was aborted
+    case $2 in
+    *_3ranks) (NP=2 timeout 60 sh "$top_srcdir/tests/mpirun.sh" "$1/test" >"$1/out" 2>&1; exit $?) 2>/dev/null ;;
+    *) (timeout 60 "$1/test" >"$1/out" 2>&1; exit $?) 2>/dev/null ;;
+    esac
+}
+# copy DIR FILE: the file, and what kernels share
+copy() {
+    case $2 in *.c) source=$2 ;; *) source=$2.cu ;; esac
+    rm -rf "$1" && mkdir -p "$1/cuda" && cp "$top_srcdir/cuda/$source" "$top_srcdir/cuda/device.cuh" "$1/cuda" && chmod u+w "$1/cuda"/* || exit 1
+}
+# unchanged FILE TEST
 unchanged() {
     d=$work/$1
-    mkdir -p "$d/cuda" && cp "$top_srcdir/cuda/$1.cu" "$top_srcdir/cuda/device.cuh" "$d/cuda" || exit 1
-    build "$d" "$1" "$2" || { wrong "$1.cu, unchanged: does not build"; return; }
-    if run "$d"; then
-        passed=$((passed + 1)); echo "ok   $1.cu, unchanged: $(tail -n 1 "$d/out")"
+    copy "$d" "$1"
+    build "$d" "$1" "$2" || { wrong "$1, unchanged: does not build"; return; }
+    if run "$d" "$2"; then
+        passed=$((passed + 1)); echo "ok   $1, unchanged: $(tail -n 1 "$d/out")"
     else
-        wrong "$1.cu, unchanged: $(head -c 400 "$d/out")"
+        wrong "$1, unchanged: $(head -c 400 "$d/out")"
     fi
 }
-# fault WHAT FILE 'EDIT' KERNEL TEST 'PATTERN': sed's EDIT changes one line of cuda/FILE; PATTERN is grep's (extended)
+# fault WHAT CHANGED 'EDIT' FILE TEST 'PATTERN': sed's EDIT changes one line of cuda/CHANGED, which FILE is or includes; PATTERN is grep's (extended)
 fault() {
     d=$work/fault
-    rm -rf "$d" && mkdir -p "$d/cuda" && cp "$top_srcdir/cuda/$4.cu" "$top_srcdir/cuda/device.cuh" "$d/cuda" && chmod u+w "$d/cuda/$2" || exit 1
+    copy "$d" "$4"
     sed -i "$3" "$d/cuda/$2"
     changed=$(diff "$top_srcdir/cuda/$2" "$d/cuda/$2" | grep -c '^<')
     [ "$changed" = 1 ] || { wrong "$1: the edit changes $changed lines of cuda/$2, not one: mend it"; return; }
     build "$d" "$4" "$5" || { wrong "$1: does not build"; return; }
-    if run "$d"; then
+    if run "$d" "$5"; then
         wrong "$1: not caught"
     elif grep -Eq -- "$6" "$d/out"; then
         passed=$((passed + 1)); echo "ok   $1: $(grep -E -m 1 -- "$6" "$d/out")"
@@ -52,7 +66,11 @@ fault 'a store one past the end' elementwise.cu 's/i < (n); i += /i <= (n); i +=
 fault 'half a warp summed' device.cuh '/float warp_sum(float v)/{n;s/i = 16/i = 8/}' rmsnorm rmsnorm 'expected .* times the tolerance'
 fault 'a warp that does not wait for its lanes' heads.cu '/shared\[e\] = v\[i\];/{n;s/__syncwarp();//}' heads heads "$early"
 fault 'scratch read that nobody wrote' colsum.cu 's/part\[chunk/if (chunk == 0) &/' colsum colsum 'never written'
-for pair in 'adamw adamw' 'groupnorm groupnorm' 'elementwise simple' 'rmsnorm rmsnorm' 'heads heads' 'colsum colsum'; do
+fault 'a run that ends before its sums' collective.c '/fd_status fd_cuda_collective_join/,/^}/s/FD_TRY(FD_CUDA(cudaStreamWaitEvent.*//' \
+    collective.c reduce_3ranks 'cudaErrorStreamCaptureUnjoined'
+fault 'a sum that nobody waits for' collective.c '/^fd_status cuda_reduce_wait/,/^}/s/if (c->comm) return .*/if (c->comm) return FD_OK;/' \
+    collective.c reduce_3ranks 'wrong == 0'
+for pair in 'collective.c reduce_3ranks' 'adamw adamw' 'groupnorm groupnorm' 'elementwise simple' 'rmsnorm rmsnorm' 'heads heads' 'colsum colsum'; do
     unchanged $pair
 done
 echo "$passed passed, $failed failed, 0 skipped"
