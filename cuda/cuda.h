@@ -29,6 +29,8 @@ struct fd_cuda {
   cudaStream_t comm_stream; /* collectives */
   cudaEvent_t comm_event;
   void *blas;               /* cublasLtHandle_t and its plans (cuda/matmul.c) */
+  void *gemm;               /* the same for batches (cuda/gemm.c) */
+  void *dnn;                /* cudnnHandle_t and its plans (cuda/cudnn_graph.c) */
   void *nccl;               /* ncclComm_t (cuda/collective.c) */
   struct {
     const void *at;

@@ -10,6 +10,8 @@ fd_status fd_cuda_library_open(fd_ctx *ctx) {
 
 void fd_cuda_library_close(fd_ctx *ctx) {
   fd_cuda_collective_close(ctx);
+  fd_dnn_close(ctx);
+  fd_cuda_gemm_close(ctx);
   fd_cuda_matmul_close(ctx);
 }
 
