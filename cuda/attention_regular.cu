@@ -104,9 +104,9 @@ sdpa sdpa_of_bwd(const struct fd_attention_bwd_args *a) {
 }
 
 /* cuDNN's deterministic backward keeps two bytes per score: as many sequences at a time as stay below 8 times the limit of above; they divide B,
-   so that one plan serves all. */
+   so that one plan serves all. Where a part of lse would not be aligned to 16 bytes, all at once. */
 int64_t sequences_at_once(fd_ctx *ctx, const sdpa &s) {
-  if (!s.backward || !ctx->deterministic) return s.B;
+  if (!s.backward || !ctx->deterministic || s.A * s.N % 4) return s.B;
   const size_t one = 2 * (size_t)(s.A * s.N * s.M);
   int64_t n = s.B;
   while (n > 1 && (s.B % n || (size_t)n * one > 8 * cuda_attention_most_bytes)) n--;

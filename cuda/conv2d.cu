@@ -252,8 +252,27 @@ fd_status check(enum fd_op op, const fd_tensor *x, const fd_tensor *w, const fd_
 
 }  // namespace
 
+/* The part of prepare that asks the library, whose args are checked. */
+extern "C" fd_status cuda_conv2d_library_prepare(fd_ctx *ctx, enum fd_op op, const void *args, int *found, size_t *scratch) {
+  job j;
+  fd_status st;
+  if (op == FD_OP_conv2d_fwd) {
+    const struct fd_conv2d_fwd_args *a = (const struct fd_conv2d_fwd_args *)args;
+    st = job_of(ctx, FD_CUDA_CONV_FORWARD, a, a->x, a->w, a->y, a->bias, a->residual, false, found, &j);
+  } else if (op == FD_OP_conv2d_bwd_data) {
+    const struct fd_conv2d_bwd_data_args *a = (const struct fd_conv2d_bwd_data_args *)args;
+    st = job_of(ctx, FD_CUDA_CONV_DATA, a, a->dx, a->w, a->dy, NULL, NULL, (a->acc >> 2 & 1) != 0, found, &j);
+  } else {
+    const struct fd_conv2d_bwd_weights_args *a = (const struct fd_conv2d_bwd_weights_args *)args;
+    st = job_of(ctx, FD_CUDA_CONV_WEIGHTS, a, a->x, a->dw, a->dy, NULL, NULL, (a->acc >> 2 & 1) != 0, found, &j);
+  }
+  if (*found) *scratch = j.weights + j.sum + j.own;
+  return st;
+}
+
 extern "C" fd_status cuda_conv2d_prepare(fd_ctx *ctx, enum fd_op op, const void *args, size_t *scratch) {
   fd_status st;
+  int found = 0;
   *scratch = 0;
   if (op == FD_OP_conv2d_fwd) {
     const struct fd_conv2d_fwd_args *a = (const struct fd_conv2d_fwd_args *)args;
@@ -261,10 +280,7 @@ extern "C" fd_status cuda_conv2d_prepare(fd_ctx *ctx, enum fd_op op, const void 
     if (st == FD_OK && a->bias && fd_tensor_numel(a->bias) != a->w->shape[0])
       st = fd_op_wrong_slot(op, "bias", a->bias, "[%lld]", (long long)a->w->shape[0]);
     if (st == FD_OK && a->residual && fd_tensor_numel(a->residual) != fd_tensor_numel(a->y)) st = fd_op_wrong_slot(op, "residual", a->residual, "as y");
-    int found = 0;
-    job j;
-    if (st == FD_OK) st = job_of(ctx, FD_CUDA_CONV_FORWARD, a, a->x, a->w, a->y, a->bias, a->residual, false, &found, &j);
-    if (found) *scratch = j.weights + j.own;
+    if (st == FD_OK) st = cuda_conv2d_library_prepare(ctx, op, args, &found, scratch);
     if (found) return st;
     fd_tensor w = *a->w;
     w.dtype = a->x->dtype;
@@ -273,14 +289,8 @@ extern "C" fd_status cuda_conv2d_prepare(fd_ctx *ctx, enum fd_op op, const void 
   if (op == FD_OP_conv2d_bwd_data) {
     const struct fd_conv2d_bwd_data_args *a = (const struct fd_conv2d_bwd_data_args *)args;
     st = check(op, a->dx, a->w, a->dy, "w", "dy", a->stride, a->pad_top, a->pad_left, a->pad_bottom, a->pad_right);
-    int found = 0;
-    job j;
-    if (st == FD_OK) st = job_of(ctx, FD_CUDA_CONV_DATA, a, a->dx, a->w, a->dy, NULL, NULL, (a->acc >> 2 & 1) != 0, &found, &j);
-    if (st != FD_OK) return st;
-    if (found) {
-      *scratch = j.weights + j.sum + j.own;
-      return FD_OK;
-    }
+    if (st == FD_OK) st = cuda_conv2d_library_prepare(ctx, op, args, &found, scratch);
+    if (st != FD_OK || found) return st;
     fd_tensor w = *a->w;
     w.dtype = a->dx->dtype;
     plan p = plan_of(a->dx, a->dy, a->w, a->stride, a->pad_top, a->pad_left);
@@ -290,10 +300,7 @@ extern "C" fd_status cuda_conv2d_prepare(fd_ctx *ctx, enum fd_op op, const void 
   }
   const struct fd_conv2d_bwd_weights_args *a = (const struct fd_conv2d_bwd_weights_args *)args;
   st = check(op, a->x, a->dw, a->dy, "dw", "dy", a->stride, a->pad_top, a->pad_left, a->pad_bottom, a->pad_right);
-  int found = 0;
-  job j;
-  if (st == FD_OK) st = job_of(ctx, FD_CUDA_CONV_WEIGHTS, a, a->x, a->dw, a->dy, NULL, NULL, (a->acc >> 2 & 1) != 0, &found, &j);
-  if (found) *scratch = j.weights + j.own;
+  if (st == FD_OK) st = cuda_conv2d_library_prepare(ctx, op, args, &found, scratch);
   if (st == FD_OK && !found) st = prepare(ctx, WEIGHTS, plan_of(a->x, a->dy, a->dw, a->stride, a->pad_top, a->pad_left), a->dy, a->dw, NULL, scratch);
   if (st == FD_OK && a->dbias) {
     struct fd_colsum_args sum = {};

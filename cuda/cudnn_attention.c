@@ -140,7 +140,9 @@ static void backward(struct fd_dnn_graph *g, const void *shape) {
 /* ---- one call ---------------------------------------------------------------------------------------------------- */
 
 /* Scratch: delta and the sums of dq (backward), then cuDNN's workspace. */
-static size_t delta_bytes(const struct fd_cuda_sdpa *a) { return a->backward ? ((size_t)(a->B * a->A * a->N) * sizeof(float) + 255) & ~(size_t)255 : 0; }
+static size_t delta_bytes(const struct fd_cuda_sdpa *a) {
+  return a->backward ? ((size_t)(a->B * a->A * a->N) * sizeof(float) + 255) & ~(size_t)255 : 0;
+}
 static size_t dq_bytes(fd_ctx *ctx, const struct fd_cuda_sdpa *a) {
   return a->backward && !ctx->deterministic ? ((size_t)(a->B * a->A * a->N) * (size_t)a->E * sizeof(float) + 255) & ~(size_t)255 : 0;
 }
@@ -150,9 +152,8 @@ static fd_status find(fd_ctx *ctx, const struct fd_cuda_sdpa *a, const struct fd
   char key[FD_DNN_KEY];
   *plan = NULL;
   if (a->E % 8) return FD_OK; /* rows are read 16 bytes at a time */
-  snprintf(key, sizeof key, "attention %s bf16, %lld sequences, %lld queries, %lld keys, %d heads, %d kv heads, head_dim %d%s",
-           a->backward ? "backward" : "forward", (long long)a->B, (long long)a->N, (long long)a->M, a->A, a->K, a->E,
-           a->backward && ctx->deterministic ? ", deterministic" : "");
+  snprintf(key, sizeof key, "attention %s bf16, %lld sequences, %lld queries, %lld keys, %d heads, %d kv heads, head_dim %d",
+           a->backward ? "backward" : "forward", (long long)a->B, (long long)a->N, (long long)a->M, a->A, a->K, a->E);
   return fd_dnn_plan_find(ctx, key, a->backward ? backward : forward, &s, plan);
 }
 

@@ -19,7 +19,9 @@ static void build(struct fd_dnn_graph *g, const void *shape) {
   const cudnnDataType_t f32 = CUDNN_DATA_FLOAT, bf16 = CUDNN_DATA_BFLOAT16;
   const struct fd_dnn_conv how = {{c->top, c->left}, {c->bottom, c->right}, {c->stride, c->stride}};
   const bool pointwise = c->op == FD_CUDA_CONV_FORWARD && (c->has_bias || c->has_residual);
-  const enum fd_dnn_conv_op op = c->op == FD_CUDA_CONV_FORWARD ? FD_DNN_CONV_FORWARD : c->op == FD_CUDA_CONV_DATA ? FD_DNN_CONV_DATA : FD_DNN_CONV_WEIGHTS;
+  const enum fd_dnn_conv_op op = c->op == FD_CUDA_CONV_FORWARD ? FD_DNN_CONV_FORWARD
+                                 : c->op == FD_CUDA_CONV_DATA  ? FD_DNN_CONV_DATA
+                                                               : FD_DNN_CONV_WEIGHTS;
   fd_dnn_tensor x = nhwc(g, X, c->f32_data ? f32 : bf16, c->B, c->I, c->H, c->W), y = nhwc(g, Y, bf16, c->B, c->O, c->Ho, c->Wo), sum = y;
   fd_dnn_tensor w = nhwc(g, WEIGHTS, c->op == FD_CUDA_CONV_WEIGHTS ? f32 : bf16, c->O, c->I, c->kh, c->kw);
   /* plans that write f32 exist only with an operation behind the convolution */
@@ -49,8 +51,8 @@ static void build(struct fd_dnn_graph *g, const void *shape) {
 static fd_status find(fd_ctx *ctx, const struct fd_cuda_conv *c, const struct fd_dnn_plan **plan) {
   static const char *const what[] = {"", " backward to data", " backward to weights"};
   char key[FD_DNN_KEY];
-  snprintf(key, sizeof key, "convolution%s bf16, x [%lld, %lld, %lld, %lld], w [%lld, %lld, %lld, %lld], stride %d, padding %d %d %d %d%s%s%s", what[c->op],
-           (long long)c->B, (long long)c->H, (long long)c->W, (long long)c->I, (long long)c->O, (long long)c->kh, (long long)c->kw, (long long)c->I,
+  snprintf(key, sizeof key, "convolution%s bf16, x [%lld, %lld, %lld, %lld], w [%lld, %lld, %lld, %lld], stride %d, padding %d %d %d %d%s%s%s",
+           what[c->op], (long long)c->B, (long long)c->H, (long long)c->W, (long long)c->I, (long long)c->O, (long long)c->kh, (long long)c->kw, (long long)c->I,
            c->stride, c->top, c->left, c->bottom, c->right, !c->has_bias ? "" : c->bias_type == FD_BF16 ? ", bias bf16" : ", bias f32",
            c->has_residual ? ", residual" : "", c->f32_data ? ", to f32" : "");
   return fd_dnn_plan_find(ctx, key, build, c, plan);

@@ -78,7 +78,7 @@ static void add_op(struct fd_dnn_graph *g, cudnnBackendDescriptor_t op, const ch
 static fd_dnn_tensor tensor(struct fd_dnn_graph *g, int64_t uid, cudnnDataType_t type, const int64_t dim[4], const int64_t stride[4], bool inner,
                             bool by_value) {
   cudnnBackendDescriptor_t t = make(g, CUDNN_BACKEND_TENSOR_DESCRIPTOR, "tensor");
-  const int64_t align = 16;
+  const int64_t align = type == CUDNN_DATA_INT32 ? 4 : 16; /* lengths may begin in the middle of a batch */
   SET(g, t, TENSOR_DATA_TYPE, DATA_TYPE, 1, &type);
   SET(g, t, TENSOR_DIMENSIONS, INT64, 4, dim);
   SET(g, t, TENSOR_STRIDES, INT64, 4, stride);
@@ -294,7 +294,7 @@ static void plan_make(struct fd_dnn *dnn, struct fd_dnn_graph *g, bool determini
 static void file_of(fd_ctx *ctx, const struct fd_dnn *dnn, const char *key, char *path, size_t bytes) {
   char all[FD_DNN_KEY + 400];
   uint64_t hash = 14695981039346656037u;
-  snprintf(all, sizeof all, "%d %s%s | %s | cuDNN %zu", FORMAT, key, ctx->deterministic ? " deterministic" : "", dnn->device, cudnnGetVersion());
+  snprintf(all, sizeof all, "%d %s | %s | cuDNN %zu", FORMAT, key, dnn->device, cudnnGetVersion());
   for (const char *c = all; *c; c++) hash = (hash ^ (unsigned char)*c) * 1099511628211u;
   snprintf(path, bytes, "%s/cudnn-plans/%016llx.json", ctx->cache_dir, (unsigned long long)hash);
 }
@@ -343,10 +343,9 @@ static void plan_write(fd_ctx *ctx, const char *path, const struct fd_dnn_plan *
   cudnnBackendGetAttribute(p->plan, CUDNN_ATTR_EXECUTION_PLAN_JSON_REPRESENTATION, CUDNN_TYPE_CHAR, 0, &n, NULL);
   char *text = n > 0 ? calloc((size_t)n + 1, 1) : NULL;
   if (!text) return; /* an engine without such a text */
-  if (cudnnBackendGetAttribute(p->plan, CUDNN_ATTR_EXECUTION_PLAN_JSON_REPRESENTATION, CUDNN_TYPE_CHAR, n, &n, text) == CUDNN_STATUS_SUCCESS &&
-      fd_folder_make(folder) == FD_OK) {
-    FILE *f = fopen(part, "wb");
+  if (cudnnBackendGetAttribute(p->plan, CUDNN_ATTR_EXECUTION_PLAN_JSON_REPRESENTATION, CUDNN_TYPE_CHAR, n, &n, text) == CUDNN_STATUS_SUCCESS) {
     const size_t bytes = strnlen(text, (size_t)n);
+    FILE *f = fd_folder_make(folder) == FD_OK ? fopen(part, "wb") : NULL;
     bool good = f && fwrite(text, 1, bytes, f) == bytes;
     if (f) good = fclose(f) == 0 && good;
     if (!good || rename(part, path) != 0) {
@@ -375,19 +374,22 @@ static fd_status dnn_of(fd_ctx *ctx, struct fd_dnn **out) {
     if (s != CUDNN_STATUS_SUCCESS) {
       char text[400] = "";
       cudnnGetLastErrorString(text, sizeof text);
-      return FD_FAIL(FD_ERR_UNSUPPORTED, "cuDNN %zu does not start on %s: %s: %s; check that driver and cuDNN are of the same CUDA release (nvidia-smi), "
-                     "or run with trainer.backend = \"cpu\"", cudnnGetVersion(), dnn->device, cudnnGetErrorString(s), text);
+      return FD_FAIL(FD_ERR_UNSUPPORTED,
+                     "cuDNN %zu does not start on %s: %s: %s; check that driver and cuDNN are of the same CUDA release (nvidia-smi), "
+                     "or run with trainer.backend = \"cpu\"",
+                     cudnnGetVersion(), dnn->device, cudnnGetErrorString(s), text);
     }
   }
   *out = c->dnn;
   return FD_OK;
 }
 
-fd_status fd_dnn_plan_find(fd_ctx *ctx, const char *key, void (*build)(struct fd_dnn_graph *g, const void *shape), const void *shape,
+fd_status fd_dnn_plan_find(fd_ctx *ctx, const char *name, void (*build)(struct fd_dnn_graph *g, const void *shape), const void *shape,
                            const struct fd_dnn_plan **out) {
   struct fd_dnn *dnn = NULL;
-  char path[4096] = "";
+  char path[4096] = "", key[FD_DNN_KEY];
   *out = NULL;
+  snprintf(key, sizeof key, "%s%s", name, ctx->deterministic ? ", deterministic" : "");
   fd_status st = dnn_of(ctx, &dnn);
   if (st != FD_OK) return st;
   for (int i = 0; i < dnn->n; i++)
@@ -413,7 +415,8 @@ fd_status fd_dnn_plan_find(fd_ctx *ctx, const char *key, void (*build)(struct fd
     build(g, shape);
     plan_make(dnn, g, ctx->deterministic, p);
     if (p->plan && ctx->cache_dir) plan_write(ctx, path, p);
-    if (!p->plan) fd_log_info("cuDNN %zu has no plan on %s for %s (%s): the backend's own kernels do it", cudnnGetVersion(), dnn->device, key, g->why);
+    if (!p->plan)
+      fd_log_info("cuDNN %zu has no plan on %s for %s (%s): the backend's own kernels do it", cudnnGetVersion(), dnn->device, key, g->why);
   }
   p->seconds = now() - began;
   graph_free(g);
@@ -444,6 +447,12 @@ fd_status fd_dnn_run(fd_ctx *ctx, const struct fd_dnn_plan *p, int n, const int6
   return st;
 }
 
+int fd_dnn_plans(fd_ctx *ctx, struct fd_dnn_plan *const **plans) {
+  const struct fd_dnn *dnn = fd_cuda_of(ctx)->dnn;
+  *plans = dnn ? dnn->plan : NULL;
+  return dnn ? dnn->n : 0;
+}
+
 fd_status fd_dnn_open_without_device(fd_ctx *ctx, const char *properties) {
   struct fd_dnn *dnn = calloc(1, sizeof *dnn);
   char text[8192];
@@ -455,7 +464,7 @@ fd_status fd_dnn_open_without_device(fd_ctx *ctx, const char *properties) {
   fclose(f);
   while (n > 0 && text[n - 1] == '\n') n--;
   text[n] = 0;
-  snprintf(dnn->device, sizeof dnn->device, "the device of %s", properties);
+  snprintf(dnn->device, sizeof dnn->device, "the device of %.250s", properties);
   cudnnStatus_t s = cudnnBackendCreateDescriptor(CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR, &dnn->properties);
   if (s == CUDNN_STATUS_SUCCESS)
     s = cudnnBackendSetAttribute(dnn->properties, CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION, CUDNN_TYPE_CHAR, (int64_t)n, text);

@@ -24,7 +24,7 @@ struct fd_dnn_graph {
   char why[512];
 };
 
-/** A tensor that the caller binds by `uid` (1 .. 99) when the plan runs; 4 lengths, 4 strides in elements. */
+/** A tensor that the caller binds by `uid` (1 .. 99) when the plan runs; 4 lengths, 4 strides in elements. Aligned to 16 bytes, int32 to 4. */
 fd_dnn_tensor fd_dnn_bound(struct fd_dnn_graph *g, int64_t uid, cudnnDataType_t type, const int64_t dim[4], const int64_t stride[4]);
 /** One float, bound by a host pointer. */
 fd_dnn_tensor fd_dnn_scalar(struct fd_dnn_graph *g, int64_t uid);
@@ -61,11 +61,15 @@ struct fd_dnn_plan {
 
 /** The plan of `key`: from memory, from disk, or made of the graph that build(g, shape) adds ops to: the first configuration in the order of
  *  cuDNN's heuristics whose plan can be made, with ctx->deterministic the first whose engine gives the same bits each time.
- *  The key names op, types, shape and all else that the graph depends on. *plan = NULL if cuDNN has no plan: said in the log, once a key. */
+ *  The key names op, types, shape and all else that the graph depends on, but for ctx->deterministic, which is added to it. *plan = NULL if
+ *  cuDNN has no plan: said in the log, once a key. */
 fd_status fd_dnn_plan_find(fd_ctx *ctx, const char *key, void (*build)(struct fd_dnn_graph *g, const void *shape), const void *shape,
                            const struct fd_dnn_plan **plan);
 /** Run it on the context's stream, with n tensors bound. workspace: at least plan->workspace bytes, aligned to 256. */
 fd_status fd_dnn_run(fd_ctx *ctx, const struct fd_dnn_plan *plan, int n, const int64_t *uid, void *const *data, void *workspace);
+
+/** All plans that were asked for, in that order, also those that do not exist; returns their number. Valid until the next is asked for. */
+int fd_dnn_plans(fd_ctx *ctx, struct fd_dnn_plan *const **plans);
 
 /** Make plans for the device that a JSON file describes (CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION), on a machine without one: nothing can be run.
  *  For tests/cudnn_plans. */

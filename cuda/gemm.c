@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Batched matrix products by cuBLASLt, for what is no matrix product of the graph (attention with one wide head). 2 M N K FLOP each; at least 60 %
-// of the measured matrix peak expected in bf16. f32 is plain f32 (no TF32). As in cuda/matmul.c our row-major c is cuBLASLt's c', so a and b change places.
+// Batched matrix products by cuBLASLt, for what is no matrix product of the graph (attention with one wide head). 2 M N K FLOP each; at least
+// 60 % of the measured matrix peak expected in bf16. f32 is plain f32 (no TF32). As in cuda/matmul.c our row-major c is cuBLASLt's c', so a and
+// b change places.
 #include <cublasLt.h>
 #include <stdlib.h>
 #include <string.h>
@@ -128,8 +129,9 @@ fd_status fd_cuda_gemm(fd_ctx *ctx, const struct fd_cuda_gemm *g, void *scratch)
   struct plan *p = NULL;
   const fd_status st = plan_find(ctx, g, &p);
   if (st != FD_OK) return st;
-  return LT(cublasLtMatmul(((struct fd_gemm *)fd_cuda_of(ctx)->gemm)->handle, p->op, &g->alpha, g->b, p->a, g->a, p->b, &g->beta, g->c, p->c, g->c, p->c,
-                           &p->algo, scratch, p->workspace, fd_cuda_stream(ctx)));
+  const struct fd_gemm *lt = fd_cuda_of(ctx)->gemm;
+  return LT(cublasLtMatmul(lt->handle, p->op, &g->alpha, g->b, p->a, g->a, p->b, &g->beta, g->c, p->c, g->c, p->c, &p->algo, scratch,
+                           p->workspace, fd_cuda_stream(ctx)));
 }
 
 void fd_cuda_gemm_close(fd_ctx *ctx) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What libraries do for the CUDA backend: matrix products (cuBLASLt), attention and convolutions (cuDNN), sums over ranks (NCCL).
-// cuda/library.c, matmul.c, gemm.c, cudnn_*.c and collective.c on a GPU; tests/emulate/library.c, gemm.c and cudnn.c have the same functions on the CPU.
+// cuda/library.c, matmul.c, gemm.c, cudnn_*.c and collective.c on a GPU; tests/emulate/library.c, gemm.c and cudnn.c have the same functions on
+// the CPU.
 #ifndef FD_CUDA_LIBRARY_H
 #define FD_CUDA_LIBRARY_H
 
@@ -35,6 +36,7 @@ fd_status fd_cuda_gemm(fd_ctx *ctx, const struct fd_cuda_gemm *g, void *scratch)
 /** Attention in bf16 over B sequences of equal strides: sequence b's queries are rows b N .. b N + N - 1 of q, o, d_o, dq, its keys rows
  *  b M .. b M + m[b] - 1 of k, v, dk, dv. Rows of k and v beyond m[b] must be finite; what is written there to
  *  dk and dv is undefined.
+ *  Data are aligned to 16 bytes, but n and m.
  *    n, m  in   i32 [B] on the device, n = N, 1 <= m <= M
  *    lse   f32 [B, A, N]: out of the forward pass, in of the backward pass */
 struct fd_cuda_sdpa {

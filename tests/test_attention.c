@@ -81,7 +81,8 @@ static void compare(struct ot *t, const char *name, const fd_tensor *x, const do
   for (int64_t i = 0; i < n; i++) {
     double v = ot_get(x, i), off;
     if (!inside(c, i / per_row, which)) {
-      if (!may_spoil_gaps(c) && !(v == before[i] || (isnan(v) && isnan(before[i])))) OT_FAIL(t, "line %d: %s[%lld] outside the ranges was written", line, name, (long long)i);
+      if (!may_spoil_gaps(c) && !(v == before[i] || (isnan(v) && isnan(before[i]))))
+        OT_FAIL(t, "line %d: %s[%lld] outside the ranges was written", line, name, (long long)i);
       continue;
     }
     double tol = eps * (4 * fabs(ref[i]) + size * (x->dtype == FD_BF16 ? 2 : 2 * sqrt(terms))) + 1e-12;

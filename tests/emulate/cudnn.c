@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The emulated twin of cuda/cudnn_attention.c and cudnn_conv.c, on copies: attention by the CPU backend, convolutions by plain loops. It is strict where cuDNN is
-// only undefined: rows between sequences must be finite, and NaN is written to those of dk and dv.
+// The emulated twin of cuda/cudnn_attention.c and cudnn_conv.c, on copies: attention by the CPU backend, convolutions by plain loops. It is
+// strict where cuDNN is only undefined: rows between sequences must be finite, and NaN is written to those of dk and dv.
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -82,7 +82,8 @@ fd_status fd_cuda_sdpa(fd_ctx *ctx, const struct fd_cuda_sdpa *a, void *scratch)
     rows[4 * b] = (int32_t)(b * a->N), rows[4 * b + 1] = n[b], rows[4 * b + 2] = (int32_t)(b * a->M), rows[4 * b + 3] = m[b];
   }
   fd_tensor q = {host_copy(&h, a->q, q_bytes), {Tq, a->A, a->E}, 3, FD_BF16, 0}, k = {host_copy(&h, a->k, k_bytes), {Tk, a->K, a->E}, 3, FD_BF16, 0};
-  fd_tensor v = k, o = q, d_o = q, dq = q, dk = k, dv = k, lse = {host_new(&h, lse_bytes), {Tq, a->A}, 2, FD_F32, 0}, ranges = {rows, {a->B, 4}, 2, FD_I32, 0};
+  fd_tensor v = k, o = q, d_o = q, dq = q, dk = k, dv = k;
+  fd_tensor lse = {host_new(&h, lse_bytes), {Tq, a->A}, 2, FD_F32, 0}, ranges = {rows, {a->B, 4}, 2, FD_I32, 0};
   float *by_head = host_new(&h, lse_bytes);
   v.data = host_copy(&h, a->v, k_bytes);
   if (!gaps_are_finite(a, k.data, m) || !gaps_are_finite(a, v.data, m))
