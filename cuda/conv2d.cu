@@ -43,7 +43,7 @@ template <class T> __global__ void conv_gather(const float *rows, T *dx, bool ac
   }
 }
 
-/* out[o, (ky kx), i] = w[o, i, (ky kx)], rounded to bf16 */
+/* out[o, (ky kx), i] = w[o, i, (ky kx)], rounded to bf16; a bias is one row */
 __global__ void conv_weights_to_library(const void *w, int w_bf16, fd::bf16 *out, int64_t I, int64_t sides, int64_t n) {
   for (int64_t e = (int64_t)blockIdx.x * BLOCK + threadIdx.x; e < n; e += (int64_t)BLOCK * gridDim.x) {
     const int64_t i = e % I, side = e / I % sides, o = e / (I * sides);
@@ -186,12 +186,14 @@ template <class T> fd_status gather(fd_ctx *ctx, const plan &p, const float *row
 
 size_t aligned(size_t bytes) { return (bytes + 255) & ~(size_t)255; }
 
-/* One convolution for the library, and how scratch is cut for it: weights in its order, x's gradient before it is added, then its own. */
+/* One convolution for the library, and how scratch is cut for it: weights in its order, bias in bf16, x's gradient before it is added, its own. */
 struct job {
   struct fd_cuda_conv c;
   bool acc;
-  size_t weights, sum, own;
+  size_t weights, bias, sum, own;
 };
+
+size_t bytes_of(const job &j) { return j.weights + j.bias + j.sum + j.own; }
 
 /* x, w, y: those that are read, or their gradients. *found = 0: not a case for a library. */
 template <class Args>
@@ -205,27 +207,34 @@ fd_status job_of(fd_ctx *ctx, fd_cuda_conv_op op, const Args *a, const fd_tensor
   c->op = op, c->B = x->shape[0], c->H = x->shape[1], c->W = x->shape[2], c->I = x->shape[3], c->Ho = y->shape[1], c->Wo = y->shape[2];
   c->O = w->shape[0], c->kh = w->shape[2], c->kw = w->shape[3];
   c->stride = a->stride, c->top = a->pad_top, c->left = a->pad_left, c->bottom = a->pad_bottom, c->right = a->pad_right;
-  c->has_bias = bias != NULL, c->has_residual = residual != NULL, c->bias_type = bias ? bias->dtype : FD_F32;
+  c->has_bias = bias != NULL, c->has_residual = residual != NULL;
   c->x = x->data, c->w = w->data, c->y = y->data, c->bias = fd::data(bias), c->residual = fd::data(residual);
   j->acc = acc;
   if (op == FD_CUDA_CONV_WEIGHTS ? sides > 1 || acc : sides > 1 || w->dtype != FD_BF16)
     j->weights = aligned((size_t)fd_tensor_numel(w) * (op == FD_CUDA_CONV_WEIGHTS ? sizeof(float) : sizeof(fd::bf16)));
+  if (bias && bias->dtype != FD_BF16) j->bias = aligned((size_t)c->O * sizeof(fd::bf16));
   c->f32_data = op == FD_CUDA_CONV_DATA && acc; /* the sum with what is there is rounded once */
   if (c->f32_data) j->sum = aligned((size_t)fd_tensor_numel(x) * sizeof(float));
   return fd_cuda_conv_prepare(ctx, c, found, &j->own);
 }
 
-fd_status run_job(fd_ctx *ctx, job *j, const fd_tensor *x, const fd_tensor *w) {
+fd_status to_library(fd_ctx *ctx, const fd_tensor *w, void *out, int64_t I, int64_t sides) {
+  const int64_t n = fd_tensor_numel(w);
+  return FD_CUDA(FD_LAUNCH(conv_weights_to_library, fd::stride_blocks(ctx, n, BLOCK), BLOCK, 0, fd_cuda_stream(ctx), (const void *)w->data,
+                           fd::is_bf16(w), (fd::bf16 *)out, I, sides, n));
+}
+
+fd_status run_job(fd_ctx *ctx, job *j, const fd_tensor *x, const fd_tensor *w, const fd_tensor *bias) {
   struct fd_cuda_conv *c = &j->c;
   const int64_t n = fd_tensor_numel(w), sides = c->kh * c->kw;
   char *scratch = (char *)ctx->scratch;
   fd_status st = FD_OK;
   if (j->weights) c->w = scratch;
-  if (j->sum) c->x = scratch + j->weights;
-  if (j->weights && c->op != FD_CUDA_CONV_WEIGHTS)
-    st = FD_CUDA(FD_LAUNCH(conv_weights_to_library, fd::stride_blocks(ctx, n, BLOCK), BLOCK, 0, fd_cuda_stream(ctx), (const void *)w->data,
-                           fd::is_bf16(w), (fd::bf16 *)c->w, c->I, sides, n));
-  if (st == FD_OK) st = fd_cuda_conv(ctx, c, scratch + j->weights + j->sum);
+  if (j->bias) c->bias = scratch + j->weights;
+  if (j->sum) c->x = scratch + j->weights + j->bias;
+  if (j->weights && c->op != FD_CUDA_CONV_WEIGHTS) st = to_library(ctx, w, c->w, c->I, sides);
+  if (st == FD_OK && j->bias) st = to_library(ctx, bias, (void *)c->bias, c->O, 1);
+  if (st == FD_OK) st = fd_cuda_conv(ctx, c, scratch + j->weights + j->bias + j->sum);
   if (st == FD_OK && j->weights && c->op == FD_CUDA_CONV_WEIGHTS)
     st = FD_CUDA(FD_LAUNCH(conv_weights_from_library, fd::stride_blocks(ctx, n, BLOCK), BLOCK, 0, fd_cuda_stream(ctx), (const float *)c->w,
                            (float *)w->data, j->acc, c->I, sides, n));
@@ -266,7 +275,7 @@ extern "C" fd_status cuda_conv2d_library_prepare(fd_ctx *ctx, enum fd_op op, con
     const struct fd_conv2d_bwd_weights_args *a = (const struct fd_conv2d_bwd_weights_args *)args;
     st = job_of(ctx, FD_CUDA_CONV_WEIGHTS, a, a->x, a->dw, a->dy, NULL, NULL, (a->acc >> 2 & 1) != 0, found, &j);
   }
-  if (*found) *scratch = j.weights + j.sum + j.own;
+  if (*found) *scratch = bytes_of(j);
   return st;
 }
 
@@ -317,7 +326,7 @@ extern "C" fd_status cuda_conv2d_fwd(fd_ctx *ctx, const struct fd_conv2d_fwd_arg
   job j;
   fd_status st = job_of(ctx, FD_CUDA_CONV_FORWARD, a, a->x, a->w, a->y, a->bias, a->residual, false, &found, &j);
   if (st != FD_OK) return st;
-  if (found) return run_job(ctx, &j, a->x, a->w);
+  if (found) return run_job(ctx, &j, a->x, a->w, a->bias);
   const plan p = plan_of(a->x, a->y, a->w, a->stride, a->pad_top, a->pad_left);
   fd_tensor w;
   st = weights_of(ctx, p, a->w, a->x->dtype, &w);
@@ -343,7 +352,7 @@ extern "C" fd_status cuda_conv2d_bwd_data(fd_ctx *ctx, const struct fd_conv2d_bw
   job j;
   fd_status st = job_of(ctx, FD_CUDA_CONV_DATA, a, a->dx, a->w, a->dy, NULL, NULL, acc, &found, &j);
   if (st != FD_OK) return st;
-  if (found) return run_job(ctx, &j, a->dx, a->w);
+  if (found) return run_job(ctx, &j, a->dx, a->w, NULL);
   plan p = plan_of(a->dx, a->dy, a->w, a->stride, a->pad_top, a->pad_left);
   p.rows_bytes = ((size_t)(p.chunk * p.g.Ho * p.g.Wo * p.K) * sizeof(float) + 255) & ~(size_t)255;
   fd_tensor w;
@@ -383,7 +392,7 @@ extern "C" fd_status cuda_conv2d_bwd_weights(fd_ctx *ctx, const struct fd_conv2d
   int found;
   job j;
   fd_status st = job_of(ctx, FD_CUDA_CONV_WEIGHTS, a, a->x, a->dw, a->dy, NULL, NULL, (a->acc >> 2 & 1) != 0, &found, &j);
-  if (st == FD_OK) st = found ? run_job(ctx, &j, a->x, a->dw) : multiply_weights(ctx, a);
+  if (st == FD_OK) st = found ? run_job(ctx, &j, a->x, a->dw, NULL) : multiply_weights(ctx, a);
   if (st == FD_OK && a->dbias) {
     struct fd_colsum_args sum = {};
     sum.x = a->dy, sum.y = a->dbias;

@@ -40,12 +40,12 @@ static void build(struct fd_dnn_graph *g, const void *shape) {
   if (pointwise) sum = nhwc(g, 0, f32, c->B, c->O, c->Ho, c->Wo);
   fd_dnn_convolution(g, op, &how, x, w, sum);
   if (!pointwise) return;
-  if (c->has_residual) { /* before the bias: this order has a kernel of the device's own generation, the other only an older one */
+  if (c->has_residual) { /* before the bias: this order (and a bias in bf16) has a kernel of the device's own generation, others only an older one */
     fd_dnn_tensor to = c->has_bias ? nhwc(g, 0, f32, c->B, c->O, c->Ho, c->Wo) : y;
     fd_dnn_pointwise(g, CUDNN_POINTWISE_ADD, f32, 0, sum, nhwc(g, RESIDUAL, bf16, c->B, c->O, c->Ho, c->Wo), NULL, to);
     sum = to;
   }
-  if (c->has_bias) fd_dnn_pointwise(g, CUDNN_POINTWISE_ADD, f32, 0, sum, nhwc(g, BIAS, c->bias_type == FD_BF16 ? bf16 : f32, 1, c->O, 1, 1), NULL, y);
+  if (c->has_bias) fd_dnn_pointwise(g, CUDNN_POINTWISE_ADD, f32, 0, sum, nhwc(g, BIAS, bf16, 1, c->O, 1, 1), NULL, y);
 }
 
 static fd_status find(fd_ctx *ctx, const struct fd_cuda_conv *c, const struct fd_dnn_plan **plan) {
@@ -53,7 +53,7 @@ static fd_status find(fd_ctx *ctx, const struct fd_cuda_conv *c, const struct fd
   char key[FD_DNN_KEY];
   snprintf(key, sizeof key, "convolution%s bf16, x [%lld, %lld, %lld, %lld], w [%lld, %lld, %lld, %lld], stride %d, padding %d %d %d %d%s%s%s",
            what[c->op], (long long)c->B, (long long)c->H, (long long)c->W, (long long)c->I, (long long)c->O, (long long)c->kh, (long long)c->kw, (long long)c->I,
-           c->stride, c->top, c->left, c->bottom, c->right, !c->has_bias ? "" : c->bias_type == FD_BF16 ? ", bias bf16" : ", bias f32",
+           c->stride, c->top, c->left, c->bottom, c->right, c->has_bias ? ", bias" : "",
            c->has_residual ? ", residual" : "", c->f32_data ? ", to f32" : "");
   return fd_dnn_plan_find(ctx, key, build, c, plan);
 }

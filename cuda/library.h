@@ -63,9 +63,8 @@ struct fd_cuda_conv {
   int64_t B, H, W, I, Ho, Wo, O, kh, kw;
   int stride, top, left, bottom, right;
   int has_bias, has_residual, f32_data;
-  fd_dtype bias_type;
   void *x, *w, *y;
-  const void *bias, *residual;
+  const void *bias, *residual; /* bf16 */
 };
 /** *found = 0: the library cannot do it. */
 fd_status fd_cuda_conv_prepare(fd_ctx *ctx, const struct fd_cuda_conv *c, int *found, size_t *scratch_bytes);

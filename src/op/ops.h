@@ -219,7 +219,7 @@ struct fd_embed_bwd_args {
   int64_t padding_idx;
 };
 
-/** y = conv(x, w) + bias + residual, NHWC, zero padding.
+/** y = conv(x, w) + bias + residual, NHWC, zero padding. w and bias of a wider type than x may be rounded to x's first.
  *    x  in  [B, H, W, I]   w in [O, I, kh, kw] (as PyTorch stores it)   bias in [O]   residual in, as y
  *    y  out [B, Ho, Wo, O], Ho = (H + pad_top + pad_bottom - kh) / stride + 1 */
 struct fd_conv2d_fwd_args {

@@ -161,9 +161,8 @@ fd_status fd_cuda_conv(fd_ctx *ctx, const struct fd_cuda_conv *c, void *scratch)
     for (int64_t e = 0; e < ny; e++) sum[e] += fd_bf16_to_f32(r[e]);
   }
   if (c->has_bias) {
-    const void *bias = host_copy(&h, c->bias, (size_t)c->O * fd_dtype_bytes(c->bias_type));
-    for (int64_t e = 0; e < ny; e++)
-      sum[e] += c->bias_type == FD_BF16 ? fd_bf16_to_f32(((const fd_bf16 *)bias)[e % c->O]) : ((const float *)bias)[e % c->O];
+    const fd_bf16 *bias = host_copy(&h, c->bias, (size_t)c->O * 2);
+    for (int64_t e = 0; e < ny; e++) sum[e] += fd_bf16_to_f32(bias[e % c->O]);
   }
   if (c->op == FD_CUDA_CONV_WEIGHTS || c->f32_data) {
     FD_TRY(FD_CUDA(cudaMemcpy(c->f32_data ? c->x : c->w, sum, (size_t)n * sizeof(float), cudaMemcpyHostToDevice)));
