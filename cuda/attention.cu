@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention for any type, head width and ranges, without a matrix of scores in memory: a warp owns a row of queries (of keys, for dk and
 // dv) and meets 32 rows of the other side at a time, one per lane. Deterministic.
-// Bound by arithmetic of the plain cores and by L1: some 10 % of what tensor cores reach; it serves fp32 runs, text and tests.
+// Bound by arithmetic of the plain cores and by L1: some 10 % of what tensor cores reach; it serves fp32 runs, text, and what no library does.
+#include "cuda/attention.h"
 #include "cuda/device.cuh"
 
 namespace {
@@ -13,6 +14,7 @@ struct shape {
   float scale, softcap;
   int causal;
   int64_t window;
+  int64_t regular; /* rows of q per sequence, if lse is [S, A, regular]; 0: it is [Tq, A] */
 };
 
 struct range {
@@ -21,6 +23,11 @@ struct range {
 
 __device__ __forceinline__ range range_of(const int *ranges, int64_t s) {
   return range{ranges[4 * s], ranges[4 * s + 1], ranges[4 * s + 2], ranges[4 * s + 3]};
+}
+
+/* Where lse of query i of sequence s is. */
+__device__ __forceinline__ int64_t lse_at(const shape &a, const range &r, int64_t s, int head, int64_t i) {
+  return a.regular ? (s * a.A + head) * a.regular + i : (r.q + i) * a.A + head;
 }
 
 /* Keys [first, last) that query i may see. */
@@ -76,7 +83,7 @@ __global__ void __launch_bounds__(BLOCK)
   }
   const float inverse = total > 0 ? 1.0f / total : 0.0f;
   for (int c = 0, e = lane; e < a.E; e += 32, c++) fd::store(o + row * a.E + e, out[c] * inverse);
-  if (lane == 0) lse[row] = total > 0 ? top + logf(total) : -INFINITY;
+  if (lane == 0) lse[lse_at(a, r, blockIdx.z, head, i)] = total > 0 ? top + logf(total) : -INFINITY;
 }
 
 /* delta = sum over e of do o, per row and head: one warp each */
@@ -108,7 +115,7 @@ __global__ void __launch_bounds__(BLOCK)
   }
   __syncwarp();
   float out[PER_LANE] = {0};
-  const float l = lse[row], d = delta[row];
+  const float l = lse[lse_at(a, r, blockIdx.z, head, i)], d = delta[row];
   const int64_t first = first_key(a, i), last = last_key(a, r, i);
   for (int64_t j0 = first; j0 < last; j0 += 32) {
     const int64_t j = j0 + lane;
@@ -155,7 +162,7 @@ __global__ void __launch_bounds__(BLOCK)
       if (i < last) {
         const int64_t row = (r.q + i) * a.A + head;
         const float s = capped(a, a.scale * dot_row(key, q + row * a.E, a.E));
-        p = expf(s - lse[row]);
+        p = expf(s - lse[lse_at(a, r, blockIdx.z, head, i)]);
         ds = p * (dot_row(value, d_o + row * a.E, a.E) - delta[row]) * cap_slope(a, s) * a.scale;
       }
       const int n = (int)min((int64_t)32, last - i0);
@@ -175,8 +182,12 @@ __global__ void __launch_bounds__(BLOCK)
   }
 }
 
+template <class Args> int64_t regular(const Args *a) {
+  return fd_attention_is_regular(a->q, a->k, a->ranges, a->A, a->K, a->E, a->q_stride, a->k_stride) ? a->q_stride : 0;
+}
+
 template <class T> fd_status forward(fd_ctx *ctx, const struct fd_attention_fwd_args *a) {
-  const shape s = {a->A, a->K, a->E, a->scale, a->softcap, a->causal, a->window};
+  const shape s = {a->A, a->K, a->E, a->scale, a->softcap, a->causal, a->window, regular(a)};
   const int64_t S = a->ranges->shape[0];
   if (S == 0 || a->max_q == 0) return FD_OK;
   return FD_CUDA(FD_LAUNCH(attention_forward<T>, dim3(fd::blocks(a->max_q, WARPS), (unsigned)a->A, (unsigned)S), BLOCK, WARPS * a->E * sizeof(float),
@@ -185,7 +196,7 @@ template <class T> fd_status forward(fd_ctx *ctx, const struct fd_attention_fwd_
 }
 
 template <class T> fd_status backward(fd_ctx *ctx, const struct fd_attention_bwd_args *a) {
-  const shape s = {a->A, a->K, a->E, a->scale, a->softcap, a->causal, a->window};
+  const shape s = {a->A, a->K, a->E, a->scale, a->softcap, a->causal, a->window, regular(a)};
   const int64_t S = a->ranges->shape[0];
   const dim3 queries(fd::blocks(a->max_q, WARPS), (unsigned)a->A, (unsigned)S), keys(fd::blocks(a->max_k, WARPS), (unsigned)a->K, (unsigned)S);
   const size_t smem = WARPS * 2 * a->E * sizeof(float);
@@ -219,21 +230,34 @@ fd_status check(enum fd_op op, const fd_tensor *q, const fd_tensor *k, const fd_
 
 }  // namespace
 
-extern "C" fd_status cuda_attention_prepare(enum fd_op op, const void *args, size_t *scratch_bytes) {
+extern "C" fd_status cuda_attention_prepare(fd_ctx *ctx, enum fd_op op, const void *args, size_t *scratch_bytes) {
+  size_t own = 0;
+  int found = 0;
+  fd_status st;
   *scratch_bytes = 0;
   if (op == FD_OP_attention_fwd) {
     const struct fd_attention_fwd_args *a = (const struct fd_attention_fwd_args *)args;
-    return check(op, a->q, a->k, a->ranges, a->A, a->K, a->E);
+    st = check(op, a->q, a->k, a->ranges, a->A, a->K, a->E);
+  } else {
+    const struct fd_attention_bwd_args *a = (const struct fd_attention_bwd_args *)args;
+    st = check(op, a->q, a->k, a->ranges, a->A, a->K, a->E);
+    own = (size_t)fd_tensor_numel(a->lse) * sizeof(float);
   }
-  const struct fd_attention_bwd_args *a = (const struct fd_attention_bwd_args *)args;
-  *scratch_bytes = (size_t)fd_tensor_numel(a->lse) * sizeof(float);
-  return check(op, a->q, a->k, a->ranges, a->A, a->K, a->E);
+  if (st == FD_OK) st = cuda_attention_regular_prepare(ctx, op, args, &found, scratch_bytes);
+  if (!found) *scratch_bytes = own;
+  return st;
 }
 
 extern "C" fd_status cuda_attention_fwd(fd_ctx *ctx, const struct fd_attention_fwd_args *a) {
+  int found;
+  const fd_status st = cuda_attention_regular_fwd(ctx, a, &found);
+  if (st != FD_OK || found) return st;
   return a->q->dtype == FD_BF16 ? forward<fd::bf16>(ctx, a) : forward<float>(ctx, a);
 }
 
 extern "C" fd_status cuda_attention_bwd(fd_ctx *ctx, const struct fd_attention_bwd_args *a) {
+  int found;
+  const fd_status st = cuda_attention_regular_bwd(ctx, a, &found);
+  if (st != FD_OK || found) return st;
   return a->q->dtype == FD_BF16 ? backward<fd::bf16>(ctx, a) : backward<float>(ctx, a);
 }

@@ -33,7 +33,7 @@ size_t cuda_rmsnorm_bwd_scratch(const struct fd_rmsnorm_bwd_args *a);
 size_t cuda_heads_bwd_scratch(const struct fd_heads_bwd_args *a);
 size_t cuda_colsum_scratch(const struct fd_colsum_args *a);
 size_t cuda_sumsq_scratch(void);
-fd_status cuda_attention_prepare(enum fd_op op, const void *args, size_t *scratch_bytes);
+fd_status cuda_attention_prepare(fd_ctx *ctx, enum fd_op op, const void *args, size_t *scratch_bytes);
 fd_status cuda_conv2d_prepare(fd_ctx *ctx, enum fd_op op, const void *args, size_t *scratch_bytes);
 
 static fd_status cuda_prepare(fd_ctx *ctx, enum fd_op op, const void *args, size_t *scratch_bytes) {
@@ -59,7 +59,7 @@ static fd_status cuda_prepare(fd_ctx *ctx, enum fd_op op, const void *args, size
     case FD_OP_conv2d_bwd_data:
     case FD_OP_conv2d_bwd_weights: return cuda_conv2d_prepare(ctx, op, args, scratch_bytes);
     case FD_OP_attention_fwd:
-    case FD_OP_attention_bwd: return cuda_attention_prepare(op, args, scratch_bytes);
+    case FD_OP_attention_bwd: return cuda_attention_prepare(ctx, op, args, scratch_bytes);
     case FD_OP_matmul: return fd_cuda_library_prepare(ctx, op, args, scratch_bytes);
     default: return FD_OK;
   }

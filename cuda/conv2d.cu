@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Convolution as a matrix product: the patches under the kernel are laid out as rows [pixels, I kh kw] (the order of the stored weights), a few
+// Convolutions. In bf16 a library does them (cuda/cudnn_conv.c) where it can; here its weights are put in order ([O, kh, kw, I]; they move once, a
+// thousandth of the whole), and its gradients where they belong.
+// Else as a matrix product: the patches under the kernel are laid out as rows [pixels, I kh kw] (the order of the stored weights), a few
 // pictures at a time. Writing and reading the rows moves kh kw times the input, which is what bounds it: about a third of the matrix peak expected
 // for 128 channels, more for 512. 1x1 kernels need no rows.
 #include "cuda/device.cuh"
@@ -38,6 +40,23 @@ template <class T> __global__ void conv_gather(const float *rows, T *dx, bool ac
         sum += fd::load(rows + ((b * g.Ho + oy / g.stride) * g.Wo + ox / g.stride) * K + (i * g.kh + ky) * g.kw + kx);
       }
     fd::store(dx + e, sum);
+  }
+}
+
+/* out[o, (ky kx), i] = w[o, i, (ky kx)], rounded to bf16; a bias is one row */
+__global__ void conv_weights_to_library(const void *w, int w_bf16, fd::bf16 *out, int64_t I, int64_t sides, int64_t n) {
+  for (int64_t e = (int64_t)blockIdx.x * BLOCK + threadIdx.x; e < n; e += (int64_t)BLOCK * gridDim.x) {
+    const int64_t i = e % I, side = e / I % sides, o = e / (I * sides);
+    fd::store(out + e, fd::load_any(w, w_bf16, (o * I + i) * sides + side));
+  }
+}
+
+/* dw[o, i, (ky kx)] = (dw +) from[o, (ky kx), i] */
+__global__ void conv_weights_from_library(const float *from, float *dw, bool acc, int64_t I, int64_t sides, int64_t n) {
+  for (int64_t e = (int64_t)blockIdx.x * BLOCK + threadIdx.x; e < n; e += (int64_t)BLOCK * gridDim.x) {
+    const int64_t side = e % sides, i = e / sides % I, o = e / (I * sides);
+    const float v = from[(o * sides + side) * I + i];
+    dw[e] = acc ? dw[e] + v : v;
   }
 }
 
@@ -163,6 +182,72 @@ template <class T> fd_status gather(fd_ctx *ctx, const plan &p, const float *row
   return FD_CUDA(FD_LAUNCH(conv_gather<T>, fd::stride_blocks(ctx, count, BLOCK), BLOCK, 0, fd_cuda_stream(ctx), rows, dx, acc, p.g, count));
 }
 
+/* ---- by a library ------------------------------------------------------------------------------------------------ */
+
+size_t aligned(size_t bytes) { return (bytes + 255) & ~(size_t)255; }
+
+/* One convolution for the library, and how scratch is cut for it: weights in its order, bias in bf16, x's gradient before it is added, its own. */
+struct job {
+  struct fd_cuda_conv c;
+  bool acc;
+  size_t weights, bias, sum, own;
+};
+
+size_t bytes_of(const job &j) { return j.weights + j.bias + j.sum + j.own; }
+
+/* x, w, y: those that are read, or their gradients. *found = 0: not a case for a library. */
+template <class Args>
+fd_status job_of(fd_ctx *ctx, fd_cuda_conv_op op, const Args *a, const fd_tensor *x, const fd_tensor *w, const fd_tensor *y, const fd_tensor *bias,
+                 const fd_tensor *residual, bool acc, int *found, job *j) {
+  const int64_t sides = w->shape[2] * w->shape[3];
+  *j = job{};
+  *found = 0;
+  if (x->dtype != FD_BF16 || y->dtype != FD_BF16 || fd_tensor_numel(x) == 0 || fd_tensor_numel(y) == 0 || fd_tensor_numel(w) == 0) return FD_OK;
+  struct fd_cuda_conv *c = &j->c;
+  c->op = op, c->B = x->shape[0], c->H = x->shape[1], c->W = x->shape[2], c->I = x->shape[3], c->Ho = y->shape[1], c->Wo = y->shape[2];
+  c->O = w->shape[0], c->kh = w->shape[2], c->kw = w->shape[3];
+  c->stride = a->stride, c->top = a->pad_top, c->left = a->pad_left, c->bottom = a->pad_bottom, c->right = a->pad_right;
+  c->has_bias = bias != NULL, c->has_residual = residual != NULL;
+  c->x = x->data, c->w = w->data, c->y = y->data, c->bias = fd::data(bias), c->residual = fd::data(residual);
+  j->acc = acc;
+  if (op == FD_CUDA_CONV_WEIGHTS ? sides > 1 || acc : sides > 1 || w->dtype != FD_BF16)
+    j->weights = aligned((size_t)fd_tensor_numel(w) * (op == FD_CUDA_CONV_WEIGHTS ? sizeof(float) : sizeof(fd::bf16)));
+  if (bias && bias->dtype != FD_BF16) j->bias = aligned((size_t)c->O * sizeof(fd::bf16));
+  c->f32_data = op == FD_CUDA_CONV_DATA && acc; /* the sum with what is there is rounded once */
+  if (c->f32_data) j->sum = aligned((size_t)fd_tensor_numel(x) * sizeof(float));
+  return fd_cuda_conv_prepare(ctx, c, found, &j->own);
+}
+
+fd_status to_library(fd_ctx *ctx, const fd_tensor *w, void *out, int64_t I, int64_t sides) {
+  const int64_t n = fd_tensor_numel(w);
+  return FD_CUDA(FD_LAUNCH(conv_weights_to_library, fd::stride_blocks(ctx, n, BLOCK), BLOCK, 0, fd_cuda_stream(ctx), (const void *)w->data,
+                           fd::is_bf16(w), (fd::bf16 *)out, I, sides, n));
+}
+
+fd_status run_job(fd_ctx *ctx, job *j, const fd_tensor *x, const fd_tensor *w, const fd_tensor *bias) {
+  struct fd_cuda_conv *c = &j->c;
+  const int64_t n = fd_tensor_numel(w), sides = c->kh * c->kw;
+  char *scratch = (char *)ctx->scratch;
+  fd_status st = FD_OK;
+  if (j->weights) c->w = scratch;
+  if (j->bias) c->bias = scratch + j->weights;
+  if (j->sum) c->x = scratch + j->weights + j->bias;
+  if (j->weights && c->op != FD_CUDA_CONV_WEIGHTS) st = to_library(ctx, w, c->w, c->I, sides);
+  if (st == FD_OK && j->bias) st = to_library(ctx, bias, (void *)c->bias, c->O, 1);
+  if (st == FD_OK) st = fd_cuda_conv(ctx, c, scratch + j->weights + j->bias + j->sum);
+  if (st == FD_OK && j->weights && c->op == FD_CUDA_CONV_WEIGHTS)
+    st = FD_CUDA(FD_LAUNCH(conv_weights_from_library, fd::stride_blocks(ctx, n, BLOCK), BLOCK, 0, fd_cuda_stream(ctx), (const float *)c->w,
+                           (float *)w->data, j->acc, c->I, sides, n));
+  if (st == FD_OK && j->sum) {
+    fd_tensor from = *x;
+    from.data = c->x, from.dtype = FD_F32;
+    struct fd_cast_args add = {};
+    add.x = &from, add.y = (fd_tensor *)x, add.acc = 1u << 1;
+    st = cuda_cast(ctx, &add);
+  }
+  return st;
+}
+
 fd_status check(enum fd_op op, const fd_tensor *x, const fd_tensor *w, const fd_tensor *y, const char *wname, const char *yname, int stride, int top, int left, int bottom, int right) {
   if (x->ndim != 4) return fd_op_wrong_slot(op, "x", x, "[B, H, W, I]");
   if (y->ndim != 4) return fd_op_wrong_slot(op, yname, y, "[B, Ho, Wo, O]");
@@ -176,8 +261,27 @@ fd_status check(enum fd_op op, const fd_tensor *x, const fd_tensor *w, const fd_
 
 }  // namespace
 
+/* The part of prepare that asks the library, whose args are checked. */
+extern "C" fd_status cuda_conv2d_library_prepare(fd_ctx *ctx, enum fd_op op, const void *args, int *found, size_t *scratch) {
+  job j;
+  fd_status st;
+  if (op == FD_OP_conv2d_fwd) {
+    const struct fd_conv2d_fwd_args *a = (const struct fd_conv2d_fwd_args *)args;
+    st = job_of(ctx, FD_CUDA_CONV_FORWARD, a, a->x, a->w, a->y, a->bias, a->residual, false, found, &j);
+  } else if (op == FD_OP_conv2d_bwd_data) {
+    const struct fd_conv2d_bwd_data_args *a = (const struct fd_conv2d_bwd_data_args *)args;
+    st = job_of(ctx, FD_CUDA_CONV_DATA, a, a->dx, a->w, a->dy, NULL, NULL, (a->acc >> 2 & 1) != 0, found, &j);
+  } else {
+    const struct fd_conv2d_bwd_weights_args *a = (const struct fd_conv2d_bwd_weights_args *)args;
+    st = job_of(ctx, FD_CUDA_CONV_WEIGHTS, a, a->x, a->dw, a->dy, NULL, NULL, (a->acc >> 2 & 1) != 0, found, &j);
+  }
+  if (*found) *scratch = bytes_of(j);
+  return st;
+}
+
 extern "C" fd_status cuda_conv2d_prepare(fd_ctx *ctx, enum fd_op op, const void *args, size_t *scratch) {
   fd_status st;
+  int found = 0;
   *scratch = 0;
   if (op == FD_OP_conv2d_fwd) {
     const struct fd_conv2d_fwd_args *a = (const struct fd_conv2d_fwd_args *)args;
@@ -185,6 +289,8 @@ extern "C" fd_status cuda_conv2d_prepare(fd_ctx *ctx, enum fd_op op, const void 
     if (st == FD_OK && a->bias && fd_tensor_numel(a->bias) != a->w->shape[0])
       st = fd_op_wrong_slot(op, "bias", a->bias, "[%lld]", (long long)a->w->shape[0]);
     if (st == FD_OK && a->residual && fd_tensor_numel(a->residual) != fd_tensor_numel(a->y)) st = fd_op_wrong_slot(op, "residual", a->residual, "as y");
+    if (st == FD_OK) st = cuda_conv2d_library_prepare(ctx, op, args, &found, scratch);
+    if (found) return st;
     fd_tensor w = *a->w;
     w.dtype = a->x->dtype;
     return st == FD_OK ? prepare(ctx, FORWARD, plan_of(a->x, a->y, a->w, a->stride, a->pad_top, a->pad_left), a->y, &w, a->bias, scratch) : st;
@@ -192,7 +298,8 @@ extern "C" fd_status cuda_conv2d_prepare(fd_ctx *ctx, enum fd_op op, const void 
   if (op == FD_OP_conv2d_bwd_data) {
     const struct fd_conv2d_bwd_data_args *a = (const struct fd_conv2d_bwd_data_args *)args;
     st = check(op, a->dx, a->w, a->dy, "w", "dy", a->stride, a->pad_top, a->pad_left, a->pad_bottom, a->pad_right);
-    if (st != FD_OK) return st;
+    if (st == FD_OK) st = cuda_conv2d_library_prepare(ctx, op, args, &found, scratch);
+    if (st != FD_OK || found) return st;
     fd_tensor w = *a->w;
     w.dtype = a->dx->dtype;
     plan p = plan_of(a->dx, a->dy, a->w, a->stride, a->pad_top, a->pad_left);
@@ -202,7 +309,8 @@ extern "C" fd_status cuda_conv2d_prepare(fd_ctx *ctx, enum fd_op op, const void 
   }
   const struct fd_conv2d_bwd_weights_args *a = (const struct fd_conv2d_bwd_weights_args *)args;
   st = check(op, a->x, a->dw, a->dy, "dw", "dy", a->stride, a->pad_top, a->pad_left, a->pad_bottom, a->pad_right);
-  if (st == FD_OK) st = prepare(ctx, WEIGHTS, plan_of(a->x, a->dy, a->dw, a->stride, a->pad_top, a->pad_left), a->dy, a->dw, NULL, scratch);
+  if (st == FD_OK) st = cuda_conv2d_library_prepare(ctx, op, args, &found, scratch);
+  if (st == FD_OK && !found) st = prepare(ctx, WEIGHTS, plan_of(a->x, a->dy, a->dw, a->stride, a->pad_top, a->pad_left), a->dy, a->dw, NULL, scratch);
   if (st == FD_OK && a->dbias) {
     struct fd_colsum_args sum = {};
     size_t bytes;
@@ -214,9 +322,14 @@ extern "C" fd_status cuda_conv2d_prepare(fd_ctx *ctx, enum fd_op op, const void 
 }
 
 extern "C" fd_status cuda_conv2d_fwd(fd_ctx *ctx, const struct fd_conv2d_fwd_args *a) {
+  int found;
+  job j;
+  fd_status st = job_of(ctx, FD_CUDA_CONV_FORWARD, a, a->x, a->w, a->y, a->bias, a->residual, false, &found, &j);
+  if (st != FD_OK) return st;
+  if (found) return run_job(ctx, &j, a->x, a->w, a->bias);
   const plan p = plan_of(a->x, a->y, a->w, a->stride, a->pad_top, a->pad_left);
   fd_tensor w;
-  fd_status st = weights_of(ctx, p, a->w, a->x->dtype, &w);
+  st = weights_of(ctx, p, a->w, a->x->dtype, &w);
   if (st == FD_OK && a->residual) { /* first, so that the sum is rounded once */
     struct fd_cast_args cast = {};
     cast.x = a->residual, cast.y = a->y;
@@ -234,9 +347,13 @@ extern "C" fd_status cuda_conv2d_fwd(fd_ctx *ctx, const struct fd_conv2d_fwd_arg
 }
 
 extern "C" fd_status cuda_conv2d_bwd_data(fd_ctx *ctx, const struct fd_conv2d_bwd_data_args *a) {
-  plan p = plan_of(a->dx, a->dy, a->w, a->stride, a->pad_top, a->pad_left);
-  fd_status st = FD_OK;
   const bool acc = (a->acc >> 2 & 1) != 0;
+  int found;
+  job j;
+  fd_status st = job_of(ctx, FD_CUDA_CONV_DATA, a, a->dx, a->w, a->dy, NULL, NULL, acc, &found, &j);
+  if (st != FD_OK) return st;
+  if (found) return run_job(ctx, &j, a->dx, a->w, NULL);
+  plan p = plan_of(a->dx, a->dy, a->w, a->stride, a->pad_top, a->pad_left);
   p.rows_bytes = ((size_t)(p.chunk * p.g.Ho * p.g.Wo * p.K) * sizeof(float) + 255) & ~(size_t)255;
   fd_tensor w;
   st = weights_of(ctx, p, a->w, a->dx->dtype, &w);
@@ -253,7 +370,8 @@ extern "C" fd_status cuda_conv2d_bwd_data(fd_ctx *ctx, const struct fd_conv2d_bw
   return st;
 }
 
-extern "C" fd_status cuda_conv2d_bwd_weights(fd_ctx *ctx, const struct fd_conv2d_bwd_weights_args *a) {
+/* dw as a matrix product */
+static fd_status multiply_weights(fd_ctx *ctx, const struct fd_conv2d_bwd_weights_args *a) {
   plan p = plan_of(a->x, a->dy, a->dw, a->stride, a->pad_top, a->pad_left);
   fd_status st = FD_OK;
   p.weights_bytes = 0; /* dw is written, not read */
@@ -267,6 +385,14 @@ extern "C" fd_status cuda_conv2d_bwd_weights(fd_ctx *ctx, const struct fd_conv2d
     product_of(&m, WEIGHTS, p, n, rows, a->dy, at(a->dy, b * p.g.Ho * p.g.Wo * p.O), a->dw, NULL, acc ? 16u : 0u);
     if (st == FD_OK) st = multiply(ctx, p, &m);
   }
+  return st;
+}
+
+extern "C" fd_status cuda_conv2d_bwd_weights(fd_ctx *ctx, const struct fd_conv2d_bwd_weights_args *a) {
+  int found;
+  job j;
+  fd_status st = job_of(ctx, FD_CUDA_CONV_WEIGHTS, a, a->x, a->dw, a->dy, NULL, NULL, (a->acc >> 2 & 1) != 0, &found, &j);
+  if (st == FD_OK) st = found ? run_job(ctx, &j, a->x, a->dw, NULL) : multiply_weights(ctx, a);
   if (st == FD_OK && a->dbias) {
     struct fd_colsum_args sum = {};
     sum.x = a->dy, sum.y = a->dbias;

@@ -21,6 +21,7 @@ struct item {
   int64_t image_row; /* -1: text */
   int kind;          /* 0 q, 1 k, 2 v */
   bool text;
+  bool nobodys;      /* a place of k or v behind the sample's last text row: cleared, so that a library may multiply it by 0 */
 };
 
 __device__ __forceinline__ int64_t image_rows(const geometry &g, const int *count) { return fd::rows_in_use(count, g.B * g.N); }
@@ -37,11 +38,11 @@ __device__ bool find_item(const geometry &g, int64_t index, const int *text, int
     it->from = index * g.E;
     it->head_row = out_row * (it->kind == 0 ? g.A : g.K) + head;
     it->image_row = row;
-    it->text = false;
+    it->text = it->nobodys = false;
   } else {
     index -= n_image;
     const int64_t slot = index / (2 * g.K), h = index % (2 * g.K), b = slot / g.L, l = slot % g.L;
-    if (l >= text[2 * b + 1]) return false;
+    it->nobodys = l >= text[2 * b + 1];
     it->kind = h < g.K ? 1 : 2;
     it->from = ((text[2 * b] + l) * 2 * g.K + h) * g.E;
     it->head_row = (b * (g.N + g.L) + g.N + l) * g.K + (it->kind == 1 ? h : h - g.K);
@@ -75,8 +76,12 @@ __global__ void __launch_bounds__(BLOCK)
   const int64_t index = (int64_t)blockIdx.x * WARPS + warp;
   item it;
   if (index >= items || !find_item(g, index, text, image_rows(g, count), &it)) return; /* the whole warp */
-  const T *x = (it.text ? text_kv : qkv) + it.from;
   T *y = (it.kind == 0 ? q : it.kind == 1 ? k : v) + it.to;
+  if (it.nobodys) {
+    for (int e = lane; e < g.E; e += 32) fd::store(y + e, 0.0f);
+    return;
+  }
+  const T *x = (it.text ? text_kv : qkv) + it.from;
   float value[PER_LANE], sum = 0;
   for (int i = 0, e = lane; e < g.E; e += 32, i++) {
     value[i] = fd::load(x + e);
@@ -105,7 +110,7 @@ __global__ void __launch_bounds__(BLOCK)
   float dwq[PER_LANE] = {0}, dwk[PER_LANE] = {0};
   for (int64_t index = walker; index < items; index += walkers) {
     item it;
-    if (!find_item(g, index, text, rows, &it)) continue;
+    if (!find_item(g, index, text, rows, &it) || it.nobodys) continue;
     const T *dy = (it.kind == 0 ? dq : it.kind == 1 ? dk : dv) + it.to;
     const T *x = (it.text ? text_kv : qkv) + it.from;
     T *dx = it.text ? dtext : dqkv;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Opens and closes the libraries of the CUDA backend together.
 #include <cublasLt.h>
+#include <cudnn_graph.h>
 #include <nccl.h>
 #include <stdio.h>
 
@@ -14,6 +15,8 @@ fd_status fd_cuda_library_open(fd_ctx *ctx) {
 
 void fd_cuda_library_close(fd_ctx *ctx) {
   fd_cuda_collective_close(ctx);
+  fd_dnn_close(ctx);
+  fd_cuda_gemm_close(ctx);
   fd_cuda_matmul_close(ctx);
 }
 
@@ -26,7 +29,9 @@ void fd_cuda_library_versions(char *out, size_t bytes) {
   int nccl = 0;
   const size_t blas = cublasLtGetVersion();
   (void)ncclGetVersion(&nccl);
-  snprintf(out, bytes, "cuBLASLt %zu.%zu, NCCL %d.%d.%d", blas / 10000, blas / 100 % 100, nccl / 10000, nccl / 100 % 100, nccl % 100);
+  const size_t dnn = cudnnGetVersion();
+  snprintf(out, bytes, "cuBLASLt %zu.%zu, cuDNN %zu.%zu.%zu, NCCL %d.%d.%d", blas / 10000, blas / 100 % 100, dnn / 10000, dnn / 100 % 100, dnn % 100,
+           nccl / 10000, nccl / 100 % 100, nccl % 100);
 }
 
 fd_status fd_cuda_library_join(fd_ctx *ctx) { return fd_cuda_collective_join(ctx); }

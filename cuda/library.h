@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What libraries do for the CUDA backend: matrix products (cuBLASLt), sums over ranks (NCCL).
-// cuda/library.c, matmul.c and collective.c on a GPU; tests/emulate/library.c has the same functions on the CPU.
+// What libraries do for the CUDA backend: matrix products (cuBLASLt), attention and convolutions (cuDNN), sums over ranks (NCCL).
+// cuda/library.c, matmul.c, gemm.c, cudnn_*.c and collective.c on a GPU; tests/emulate/library.c, gemm.c and cudnn.c have the same functions on
+// the CPU.
 #ifndef FD_CUDA_LIBRARY_H
 #define FD_CUDA_LIBRARY_H
 
@@ -15,12 +16,66 @@ void fd_cuda_library_close(fd_ctx *ctx);
 /** Checks shapes, makes plans (cached by shape), says how much scratch the op needs. */
 fd_status fd_cuda_library_prepare(fd_ctx *ctx, enum fd_op op, const void *args, size_t *scratch_bytes);
 
-/** "cuBLASLt 13.1, NCCL 2.28.9" */
+/** "cuBLASLt 13.1, cuDNN 9.19.0, NCCL 2.28.9" */
 void fd_cuda_library_versions(char *out, size_t bytes);
 /** Later ops come after all sums that were started. */
 fd_status fd_cuda_library_join(fd_ctx *ctx);
 /** FD_ERR_COMM if a library of another rank has failed, which would leave this one waiting for ever. */
 fd_status fd_cuda_library_check(fd_ctx *ctx);
+
+/* The functions below come in pairs: _prepare makes the plan and says how much scratch it wants, and may be called with no data;
+   the other runs it on the context's stream, with that scratch (aligned to 256 bytes). */
+
+/** For each b < batch: c = alpha op(a) op(b) + beta c, row-major, rows without gaps; sums in f32.
+ *    a [M, K], or [K, M] if trans_a;  b [K, N], or [N, K] if trans_b;  c [M, N].  Strides of the batch in elements. */
+struct fd_cuda_gemm {
+  int64_t M, N, K, batch;
+  int trans_a, trans_b;
+  fd_dtype ab, c_type; /* bf16 -> bf16 | f32, f32 -> f32 */
+  int64_t a_stride, b_stride, c_stride;
+  float alpha, beta;
+  const void *a, *b;
+  void *c;
+};
+fd_status fd_cuda_gemm_prepare(fd_ctx *ctx, const struct fd_cuda_gemm *g, size_t *scratch_bytes);
+fd_status fd_cuda_gemm(fd_ctx *ctx, const struct fd_cuda_gemm *g, void *scratch);
+
+/** Attention in bf16 over B sequences of equal strides: sequence b's queries are rows b N .. b N + N - 1 of q, o, d_o, dq, its keys rows
+ *  b M .. b M + m[b] - 1 of k, v, dk, dv. Rows of k and v beyond m[b] must be finite; what is written there to
+ *  dk and dv is undefined.
+ *  Data are aligned to 16 bytes, but n and m.
+ *    n, m  in   i32 [B] on the device, n = N, 1 <= m <= M
+ *    lse   f32 [B, A, N]: out of the forward pass, in of the backward pass */
+struct fd_cuda_sdpa {
+  int64_t B, N, M;
+  int A, K, E;
+  int backward;
+  float scale;
+  const void *q, *k, *v, *d_o;
+  void *o; /* out; in of the backward pass */
+  float *lse;
+  const int *n, *m;
+  void *dq, *dk, *dv;
+};
+/** *found = 0: the library cannot do it. */
+fd_status fd_cuda_sdpa_prepare(fd_ctx *ctx, const struct fd_cuda_sdpa *a, int *found, size_t *scratch_bytes);
+fd_status fd_cuda_sdpa(fd_ctx *ctx, const struct fd_cuda_sdpa *a, void *scratch);
+
+/** A convolution in bf16, NHWC, weights as [O, kh, kw, I]; sums in f32.
+ *    forward: y = conv(x, w) + bias + residual;  data: x = the gradient of x from that of y and w, bf16 or (f32_data) f32;
+ *    weights: w = the gradient of w, f32 */
+enum fd_cuda_conv_op { FD_CUDA_CONV_FORWARD, FD_CUDA_CONV_DATA, FD_CUDA_CONV_WEIGHTS };
+struct fd_cuda_conv {
+  enum fd_cuda_conv_op op;
+  int64_t B, H, W, I, Ho, Wo, O, kh, kw;
+  int stride, top, left, bottom, right;
+  int has_bias, has_residual, f32_data;
+  void *x, *w, *y;
+  const void *bias, *residual; /* bf16 */
+};
+/** *found = 0: the library cannot do it. */
+fd_status fd_cuda_conv_prepare(fd_ctx *ctx, const struct fd_cuda_conv *c, int *found, size_t *scratch_bytes);
+fd_status fd_cuda_conv(fd_ctx *ctx, const struct fd_cuda_conv *c, void *scratch);
 
 #ifdef __cplusplus
 }

@@ -43,8 +43,9 @@ static void check(struct ot *t, struct one c, fd_dtype type, fd_dtype w_type, in
   fd_tensor *dw = acc ? OT_RAND(t, FD_F32, c.O, c.I, c.k, c.k) : OT_NEW(t, FD_F32, c.O, c.I, c.k, c.k);
   fd_tensor *db = !bias ? NULL : acc ? OT_RAND(t, FD_F32, c.O) : OT_NEW(t, FD_F32, c.O);
   ot_normal(t, w, 0, 0.5);
-  /* weights of another type than the activations are rounded to theirs */
+  /* weights and biases of another type than the activations are rounded to theirs */
   for (int64_t i = 0; i < fd_tensor_numel(w); i++) ot_set(w, i, fd_bf16_to_f32(fd_f32_to_bf16((float)ot_get(w, i))));
+  for (int64_t i = 0; bias && i < c.O; i++) ot_set(bias, i, fd_bf16_to_f32(fd_f32_to_bf16((float)ot_get(bias, i))));
   if (constant) w->flags = FD_T_CONST;
   double *dX = ot_doubles(x), *dW = ot_doubles(w), *dY = ot_doubles(dy);
   double *ry = ot_doubles(y), *rdx = ot_doubles(dx), *rdw = ot_doubles(dw), *rdb = ot_doubles(db);

@@ -146,8 +146,8 @@ struct fd_gate_residual_bwd_args {
  *    text     in   i32 [B, 2]          first packed row and number of rows of each sample, number <= L
  *    count         rows of qkv in use (B = 1: packed text of a language model)
  *    q        out  [B N, A, E]
- *    k, v     out  [B (N + L), K, E]   sample b: rows b (N + L) .. : N image rows, then its text rows; nothing beyond
- *                                      them is written. Without text L = 0.
+ *    k, v     out  [B (N + L), K, E]   sample b: rows b (N + L) .. : N image rows, then its text rows; rows beyond
+ *                                      belong to nobody: a backend leaves them or sets them to 0. Without text L = 0.
  *    q_rstd   out  [B N, A] f32,  k_rstd out [B (N + L), K] f32 (with norms)  */
 struct fd_heads_fwd_args {
   fd_tensor *qkv, *text_kv, *q_norm, *k_norm, *rope, *pos, *text, *count, *q, *k, *v, *q_rstd, *k_rstd;
@@ -176,8 +176,9 @@ struct fd_heads_bwd_args {
  *  causal: query i of a sequence sees keys j <= i. window > 0: and i - j < window.
  *  softcap > 0: scores become softcap tanh(score / softcap), after the scale.
  *  max_q, max_k: most rows of one sequence (for scratch and plans).
- *  q_stride, k_stride: 0, or a promise that sequence s begins at row s q_stride of q and at row s k_stride of k and v, and has at
- *  least one key: a batch as libraries know it. Both or none. */
+ *  q_stride, k_stride: 0, or a promise that sequence s is the q_stride rows of q from row s q_stride on, and begins at row s k_stride of
+ *  k and v with at least one key: a batch as libraries know it. Both or none. Rows of k and v between a sequence's end and the next one's
+ *  beginning must then be finite, since a library may multiply them by 0; the same rows of dk and dv may be overwritten. */
 struct fd_attention_fwd_args {
   fd_tensor *q, *k, *v, *ranges, *o, *lse;
   unsigned acc;
@@ -189,7 +190,7 @@ struct fd_attention_fwd_args {
   int64_t max_q, max_k;
   int64_t q_stride, k_stride;
 };
-/** dq, dk, dv: only rows inside ranges; each row of q (of k) belongs to at most one range. `do` is d_o in C. */
+/** dq, dk, dv: only rows inside ranges (but see k_stride above); each row of q (of k) belongs to at most one range. `do` is d_o in C. */
 struct fd_attention_bwd_args {
   fd_tensor *d_o, *q, *k, *v, *o, *lse, *ranges, *dq, *dk, *dv;
   unsigned acc;
@@ -218,7 +219,7 @@ struct fd_embed_bwd_args {
   int64_t padding_idx;
 };
 
-/** y = conv(x, w) + bias + residual, NHWC, zero padding.
+/** y = conv(x, w) + bias + residual, NHWC, zero padding. w and bias of a wider type than x may be rounded to x's first.
  *    x  in  [B, H, W, I]   w in [O, I, kh, kw] (as PyTorch stores it)   bias in [O]   residual in, as y
  *    y  out [B, Ho, Wo, O], Ho = (H + pad_top + pad_bottom - kh) / stride + 1 */
 struct fd_conv2d_fwd_args {
