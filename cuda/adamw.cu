@@ -84,7 +84,7 @@ extern "C" size_t cuda_sumsq_scratch(void) { return PARTS * sizeof(double); }
 extern "C" fd_status cuda_sumsq(fd_ctx *ctx, const struct fd_sumsq_args *a) {
   const int64_t n = fd_tensor_numel(a->x);
   const int64_t want = (n + 4 * BLOCK - 1) / (4 * BLOCK);
-  const unsigned parts = (unsigned)(want < PARTS ? want : PARTS); /* not by device: the same bits everywhere */
+  const unsigned parts = (unsigned)(want < PARTS ? want : (int64_t)PARTS); /* not by device: the same bits everywhere */
   const bool wide = n % 4 == 0 && fd::aligned(FD_OP_sumsq, a);
   fd_status st = FD_OK;
   if (parts > 0)

@@ -248,7 +248,7 @@ struct groups {
 };
 static inline groups groups_of(int64_t rows, int64_t per_group, int64_t cols) {
   const int64_t n = per_group > 0 ? (rows + per_group - 1) / per_group : 0;
-  const int64_t tiles = n * ((cols + 255) / 256), want = tiles > 0 ? (256 + tiles - 1) / tiles : 1;
+  const int64_t tiles = n * ((cols + 255) / 256), want = tiles > 0 ? (512 + tiles - 1) / tiles : 1;
   int64_t splits = (per_group + 63) / 64; /* of at least 64 rows */
   if (splits > want) splits = want;
   if (splits < 1) splits = 1;

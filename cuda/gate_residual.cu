@@ -37,8 +37,8 @@ __global__ void gate_backward(const T *dy, const void *mod, int mod_bf16, int64_
 /* A block owns some columns of some rows of one sample: da, and part [samples, splits, D] of the gate's gradient. */
 template <class T, int V>
 __global__ void __launch_bounds__(fd::TILE)
-    gate_tiles(const T *dy, const T *a, const void *mod, int mod_bf16, int64_t S, int64_t col, int64_t rows_per_mod, T *da, bool acc, float *part,
-               const int *count, int64_t rows, int64_t D, int64_t splits, int64_t per_split, int lanes) {
+    gate_tiles(const T *__restrict__ dy, const T *__restrict__ a, const void *mod, int mod_bf16, int64_t S, int64_t col, int64_t rows_per_mod,
+               T *__restrict__ da, bool acc, float *part, const int *count, int64_t rows, int64_t D, int64_t splits, int64_t per_split, int lanes) {
   __shared__ float slots[V * fd::TILE];
   const int64_t sample = blockIdx.x / splits, split = blockIdx.x % splits, d = V * ((int64_t)blockIdx.y * lanes + threadIdx.x % lanes);
   const int64_t first = sample * rows_per_mod + split * per_split;

@@ -94,15 +94,17 @@ __global__ void __launch_bounds__(BLOCK) groupnorm_statistics(const float *part,
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(fd::TILE)
-    groupnorm_apply(const T *x, const void *w, int w_bf16, const void *bias, int b_bf16, const float *stats, T *y, shape g, int act) {
+__global__ void __launch_bounds__(fd::TILE, 4)
+    groupnorm_apply(const T *__restrict__ x, const void *w, int w_bf16, const void *bias, int b_bf16, const float *stats, T *__restrict__ y, shape g, int act) {
   const place p = place_of<V>(g);
   if (p.d >= g.C) return;
   const channels<V> c = channels_of<V>(g, p, w, w_bf16, bias, b_bf16, stats);
-#pragma unroll 2
+  fd::pack<V> scale;
+  for (int k = 0; k < V; k++) scale.f[k] = c.r[k] * c.w[k];
+#pragma unroll 4
   for (int64_t row = p.first; row < p.last; row += p.step) {
     fd::pack<V> v = fd::load_pack<V>(x + row * g.C + p.d);
-    for (int k = 0; k < V; k++) v.f[k] = fd::act_value(act, fmaf((v.f[k] - c.mean[k]) * c.r[k], c.w[k], c.b[k]));
+    for (int k = 0; k < V; k++) v.f[k] = fd::act_value(act, fmaf(v.f[k] - c.mean[k], scale.f[k], c.b[k]));
     fd::store_pack<V>(y + row * g.C + p.d, v);
   }
 }
@@ -162,8 +164,8 @@ __global__ void __launch_bounds__(BLOCK) groupnorm_weights(const float *sums, fl
 
 template <class T, int V>
 __global__ void __launch_bounds__(fd::TILE)
-    groupnorm_dx(const T *dy, const T *x, const void *w, int w_bf16, const void *bias, int b_bf16, const float *stats, const float *means, T *dx,
-                 bool acc, shape g, int act) {
+    groupnorm_dx(const T *__restrict__ dy, const T *__restrict__ x, const void *w, int w_bf16, const void *bias, int b_bf16, const float *stats,
+                 const float *means, T *__restrict__ dx, bool acc, shape g, int act) {
   const place p = place_of<V>(g);
   if (p.d >= g.C) return;
   const channels<V> c = channels_of<V>(g, p, w, w_bf16, bias, b_bf16, stats);
