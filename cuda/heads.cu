@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // From the joint projection to what attention reads: split, norm over E, rotation, text keys and values behind the image's; and its gradient.
-// Forward moves 2 elements an element of q, k, v, backward 3 (4 if added to): memory bound. About 150 instructions find and turn 8 elements, of 270 that
-// fit under the memory time in bf16: 75 % of the bandwidth expected. E/8 lanes handle one head of one row.
+// Forward moves 2 elements an element of q, k, v, backward 3 (4 if added to): memory bound. About 400 instructions find and turn the 16 elements of
+// a lane, of 550 that fit under the memory time in bf16: 75 % of the bandwidth expected. E/16 lanes handle one head of one row.
 #include "cuda/device.cuh"
 
 namespace {
@@ -54,45 +54,45 @@ __device__ bool find_item(const geometry &g, int64_t index, const int *text, int
   return true;
 }
 
-/* One head of one row over `lanes` lanes: each has N vectors of V elements. Either N = 1, V = 8 and E = 8 lanes, or V = 1 and 32 lanes. */
+/* One head of one row over `lanes` lanes: each has N vectors of V elements. Either V = 8, N = 2 and E = 16 lanes, so that a lane has both partners of
+ * each rotation; or V = 1 and 32 lanes. */
 template <int V, int N> struct part_of_head {
   fd::pack<V> v[N];
 };
 #define FD_HEAD(i, e)       \
   _Pragma("unroll") for (int i = 0; i < N; i++) \
-    if (const int e = V * (lane + lanes * i); e < E)
+    if (const int e = V * (lane + lanes * i); V > 1 || e < E)
 
 __device__ __forceinline__ float lanes_sum(float v, int lanes) {
   for (int i = lanes / 2; i > 0; i /= 2) v += __shfl_xor_sync(0xffffffffu, v, i);
   return v;
 }
 
-/* Element e pairs with e +- E/2: half the lanes away, or, with V = 1, anywhere (through `shared`, E floats of this warp's own). Called by whole
- * warps; `turn` says whether this head is turned. */
+/* Element e pairs with e +- E/2: in the lane's other vector, or, with V = 1, anywhere (through `shared`, E floats of this warp's own). Called by
+ * whole warps; `turn` says whether this head is turned. */
 template <int V, int N>
 __device__ __forceinline__ void rotate(part_of_head<V, N> &h, const float *table, int E, int lane, int lanes, bool turn, int64_t position, bool inverse,
                                        float *shared) {
   const int half = E / 2;
-  if (V == 1) {
+  table += turn ? position * E : 0;
+  if constexpr (V == 1) {
     __syncwarp();
     FD_HEAD(i, e) shared[e] = h.v[i].f[0];
     __syncwarp();
-  }
-  table += turn ? position * E : 0;
-  FD_HEAD(i, e) {
-    const bool low = e < half;
-    const int k0 = low ? e : e - half;
-    fd::pack<V> other, c = fd::same<V>(1.0f), s = fd::same<V>(0.0f);
-    if (V == 1)
-      other.f[0] = shared[low ? e + half : k0];
-    else
-      for (int k = 0; k < V; k++) other.f[k] = __shfl_xor_sync(0xffffffffu, h.v[i].f[k], lanes / 2);
-    if (turn) {
-      c = fd::load_pack<V>(table + k0), s = fd::load_pack<V>(table + half + k0);
-      for (int k = 0; k < V; k++) h.v[i].f[k] = fmaf(h.v[i].f[k], c.f[k], (low != inverse ? -s.f[k] : s.f[k]) * other.f[k]);
+    if (turn) FD_HEAD(i, e) {
+        const int k = e < half ? e : e - half;
+        const float c = table[k], s = (e < half) != inverse ? -table[half + k] : table[half + k];
+        h.v[i].f[0] = fmaf(h.v[i].f[0], c, s * shared[e < half ? e + half : k]);
+      }
+    __syncwarp();
+  } else if (turn) {
+    const fd::pack<V> c = fd::load_pack<V>(table + V * lane), s = fd::load_pack<V>(table + half + V * lane);
+    for (int k = 0; k < V; k++) {
+      const float a = h.v[0].f[k], b = h.v[1].f[k], sine = inverse ? -s.f[k] : s.f[k];
+      h.v[0].f[k] = fmaf(a, c.f[k], -sine * b);
+      h.v[1].f[k] = fmaf(b, c.f[k], sine * a);
     }
   }
-  if (V == 1) __syncwarp();
 }
 
 template <class T, int V, int N>
@@ -106,10 +106,8 @@ __global__ void __launch_bounds__(BLOCK)
   const bool live = index < items && find_item(g, index, text, image_rows(g, count), &it); /* lanes without an item take part in the shuffles */
   part_of_head<V, N> h;
   float sum = 0;
-  FD_HEAD(i, e) {
-    h.v[i] = live ? fd::load_pack<V>((it.text ? text_kv : qkv) + it.from + e) : fd::same<V>(0.0f);
-    for (int j = 0; j < V; j++) sum = fmaf(h.v[i].f[j], h.v[i].f[j], sum);
-  }
+  FD_HEAD(i, e) h.v[i] = live ? fd::load_pack<V>((it.text ? text_kv : qkv) + it.from + e) : fd::same<V>(0.0f);
+  FD_HEAD(i, e) for (int j = 0; j < V; j++) sum = fmaf(h.v[i].f[j], h.v[i].f[j], sum);
   sum = lanes_sum(sum, lanes);
   const void *w = !live ? NULL : it.kind == 0 ? q_norm : it.kind == 1 ? k_norm : NULL;
   if (w) {
@@ -200,7 +198,7 @@ template <class T> __global__ void clear_rows(T *dtext, const int *text, int64_t
   for (int64_t c = threadIdx.x; c < width; c += blockDim.x) fd::store(dtext + row * width + c, 0.0f);
 }
 
-/* Blocks of the backward, for E/8 lanes an item or whole warps. */
+/* Blocks of the backward: by shapes only. */
 unsigned walker_blocks(int64_t items) {
   const unsigned want = fd::blocks(items, WARPS);
   return want < MOST_BLOCKS ? want : (unsigned)MOST_BLOCKS;
@@ -248,8 +246,8 @@ template <class T, int V, int N> fd_status backward(fd_ctx *ctx, const struct fd
   return st;
 }
 
-/* 16 bytes of bf16 a lane where E is 16, 32, .. 256. */
-bool by_eights(enum fd_op op, const void *args, int E) { return E >= 16 && E <= 256 && (E & (E - 1)) == 0 && fd::aligned(op, args); }
+/* E is 16, 32, .. 512: two vectors of 8 a lane. */
+bool by_eights(enum fd_op op, const void *args, int E) { return E >= 16 && E <= MOST_E && (E & (E - 1)) == 0 && fd::aligned(op, args); }
 
 }  // namespace
 
@@ -260,13 +258,13 @@ extern "C" size_t cuda_heads_bwd_scratch(const struct fd_heads_bwd_args *a) {
 extern "C" fd_status cuda_heads_fwd(fd_ctx *ctx, const struct fd_heads_fwd_args *a) {
   if (a->E > MOST_E) return FD_FAIL(FD_ERR_UNSUPPORTED, "heads_fwd: head_dim %d, at most %d on CUDA", a->E, MOST_E);
   const bool bf16 = a->qkv->dtype == FD_BF16;
-  if (by_eights(FD_OP_heads_fwd, a, a->E)) return bf16 ? forward<fd::bf16, 8, 1>(ctx, a, a->E / 8) : forward<float, 8, 1>(ctx, a, a->E / 8);
+  if (by_eights(FD_OP_heads_fwd, a, a->E)) return bf16 ? forward<fd::bf16, 8, 2>(ctx, a, a->E / 16) : forward<float, 8, 2>(ctx, a, a->E / 16);
   return bf16 ? forward<fd::bf16, 1, MOST_E / 32>(ctx, a, 32) : forward<float, 1, MOST_E / 32>(ctx, a, 32);
 }
 
 extern "C" fd_status cuda_heads_bwd(fd_ctx *ctx, const struct fd_heads_bwd_args *a) {
   if (a->E > MOST_E) return FD_FAIL(FD_ERR_UNSUPPORTED, "heads_bwd: head_dim %d, at most %d on CUDA", a->E, MOST_E);
   const bool bf16 = a->qkv->dtype == FD_BF16;
-  if (by_eights(FD_OP_heads_bwd, a, a->E)) return bf16 ? backward<fd::bf16, 8, 1>(ctx, a, a->E / 8) : backward<float, 8, 1>(ctx, a, a->E / 8);
+  if (by_eights(FD_OP_heads_bwd, a, a->E)) return bf16 ? backward<fd::bf16, 8, 2>(ctx, a, a->E / 16) : backward<float, 8, 2>(ctx, a, a->E / 16);
   return bf16 ? backward<fd::bf16, 1, MOST_E / 32>(ctx, a, 32) : backward<float, 1, MOST_E / 32>(ctx, a, 32);
 }
