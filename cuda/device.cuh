@@ -242,14 +242,14 @@ static inline int64_t chunk_rows(int64_t rows, int64_t cols, int64_t least) {
   const int64_t most = 1 + 1024 * 256 / (cols + 256), even = (rows + most - 1) / most;
   return even > least ? even : least;
 }
-/* Rows in n groups that have sums of their own (the samples of a batch), each split so that the device is full. */
+/* Rows in n groups that have sums of their own (the samples of a batch), each split so that the device is full: 512 blocks of 256 columns, if a split has `least` rows then. */
 struct groups {
   int64_t n, splits, per_split;
 };
-static inline groups groups_of(int64_t rows, int64_t per_group, int64_t cols) {
+static inline groups groups_of(int64_t rows, int64_t per_group, int64_t cols, int64_t least) {
   const int64_t n = per_group > 0 ? (rows + per_group - 1) / per_group : 0;
   const int64_t tiles = n * ((cols + 255) / 256), want = tiles > 0 ? (512 + tiles - 1) / tiles : 1;
-  int64_t splits = (per_group + 63) / 64; /* of at least 64 rows */
+  int64_t splits = (per_group + least - 1) / least;
   if (splits > want) splits = want;
   if (splits < 1) splits = 1;
   const int64_t per_split = (per_group + splits - 1) / splits;

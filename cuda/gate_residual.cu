@@ -87,7 +87,7 @@ template <class T, int V> fd_status backward(fd_ctx *ctx, const struct fd_gate_r
     return FD_CUDA(FD_LAUNCH((gate_backward<T, V>), fd::stride_blocks(ctx, rows * D, V * BLOCK), BLOCK, 0, stream, (const T *)a->dy->data,
                              fd::data(a->mod), fd::is_bf16(a->mod), S, a->gate_col, a->rows_per_mod, (T *)a->da->data, acc, fd::count_of(a->count),
                              rows, D));
-  const fd::groups g = fd::groups_of(rows, a->rows_per_mod, D);
+  const fd::groups g = fd::groups_of(rows, a->rows_per_mod, D, 64);
   const int lanes = fd::tile_lanes(D / V);
   float *part = (float *)ctx->scratch;
   fd_status st = FD_CUDA(FD_LAUNCH((gate_tiles<T, V>), dim3((unsigned)(g.n * g.splits), fd::blocks(D, V * lanes)), fd::TILE, 0, stream,
@@ -102,7 +102,7 @@ template <class T, int V> fd_status backward(fd_ctx *ctx, const struct fd_gate_r
 }  // namespace
 
 extern "C" size_t cuda_gate_residual_bwd_scratch(const struct fd_gate_residual_bwd_args *a) {
-  const fd::groups g = fd::groups_of(fd_tensor_rows(a->dy), a->rows_per_mod, fd_tensor_cols(a->dy));
+  const fd::groups g = fd::groups_of(fd_tensor_rows(a->dy), a->rows_per_mod, fd_tensor_cols(a->dy), 64);
   return a->dmod ? (size_t)(g.n * g.splits * fd_tensor_cols(a->dy)) * sizeof(float) : 0;
 }
 
