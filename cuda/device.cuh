@@ -242,7 +242,8 @@ static inline int64_t chunk_rows(int64_t rows, int64_t cols, int64_t least) {
   const int64_t most = 1 + 1024 * 256 / (cols + 256), even = (rows + most - 1) / most;
   return even > least ? even : least;
 }
-/* Rows in n groups that have sums of their own (the samples of a batch), each split so that the device is full: 512 blocks of 256 columns, if a split has `least` rows then. */
+/* Rows in n groups that have sums of their own (the samples of a batch), each split so that the device is full: 512 blocks of 256 columns, if a
+ * split has `least` rows then. */
 struct groups {
   int64_t n, splits, per_split;
 };
@@ -257,7 +258,8 @@ static inline groups groups_of(int64_t rows, int64_t per_group, int64_t cols, in
 }
 /* y [chunks, cols] = column sums of x [rows, cols], per_chunk rows each. */
 template <class T, int V>
-static inline cudaError_t sum_columns(fd_ctx *ctx, const T *x, float *y, bool acc, const int *count, int64_t rows, int64_t per_chunk, int64_t cols) {
+static inline cudaError_t sum_columns(fd_ctx *ctx, const T *x, float *y, bool acc, const int *count, int64_t rows, int64_t per_chunk,
+                                      int64_t cols) {
   const int lanes = tile_lanes(cols / V);
   const dim3 grid(rows > 0 ? blocks(rows, per_chunk) : 1 /* the sum of nothing */, blocks(cols, V * lanes));
   return FD_LAUNCH((column_sums<T, V>), grid, TILE, 0, fd_cuda_stream(ctx), x, y, acc, count, rows, per_chunk, cols, lanes);

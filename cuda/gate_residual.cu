@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // y = x + gate a; backward: da = gate dy and, from the same reads, the gate's gradient.
-// Forward moves 3 elements an element of y; backward 3 (dy, a, da; 4 if da is added to; 2 without a gate): memory bound, 85 % of the bandwidth expected.
+// Forward moves 3 elements an element of y; backward 3 (dy, a, da; 4 if da is added to; 2 without a gate): memory bound, 85 % of the bandwidth
+// expected.
 #include "cuda/device.cuh"
 
 namespace {

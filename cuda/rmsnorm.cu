@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// RMSNorm with modulation. Forward: a warp reads a row once, holds it, writes y: 2 elements an element of x, 85 % of the bandwidth expected.
-// Backward, rows of at most 2048 bf16 or 1024 f32: dy, x and dx in one kernel, 3 elements (4 if added to) and 6 % in partial sums, with 8 warps on a
-// multiprocessor: 75 %. Longer rows, or nothing but dx wanted: dx by rows, 3 elements (4), the sums by columns, 2 more: 80 %.
+// RMSNorm with modulation; memory bound. Forward: a warp reads a row once, holds it, writes y: 2 elements an element of x, 85 % of the bandwidth
+// expected. Backward, rows of at most 2048 bf16 or 1024 f32: dy, x and dx in one kernel, 3 elements (4 if added to) and 6 % in partial sums, by 16
+// warps on a multiprocessor that wait for each other: 70 %. Longer rows: dx by rows, 3 elements (4), and the sums by columns, 2 more: 80 %; so is
+// dx alone, without the 2.
 #include "cuda/device.cuh"
 
 #include <type_traits>
@@ -16,11 +17,11 @@ struct columns { /* of mod; a missing vector has a null pointer */
   int64_t S, rows_per_mod, shift_col, scale_col;
 };
 
-/* A warp handles a row: lane l has vectors l, l + 32, .. of V elements. With N > 0 there are at most N of them, and what is used twice stays in
- * registers; with N = 0 it is read again. */
+/* `width` lanes handle a row: lane l has vectors l, l + width, .. of V elements. With N > 0 there are at most N of them, and what is used twice stays
+ * in registers; with N = 0 it is read again. */
 #define FD_ROW(i, d)                                                                  \
-  _Pragma("unroll") for (int i = 0; N > 0 ? i < N : V * (lane + 32 * (int64_t)i) < D; i++) \
-    if (const int64_t d = V * (lane + 32 * (int64_t)i); d < D)
+  _Pragma("unroll") for (int i = 0; N > 0 ? i < N : V * (lane + width * (int64_t)i) < D; i++) \
+    if (const int64_t d = V * (lane + width * (int64_t)i); d < D)
 
 template <class T, int V, int N> struct held {
   typename fd::raw<T, V>::type v[N > 0 ? N : 1];
@@ -29,7 +30,9 @@ template <class T, int V, int N> struct held {
     if (N > 0) v[i] = r;
     return fd::unpack(r);
   }
-  __device__ __forceinline__ fd::pack<V> again(const T *p, int i, int64_t d) const { return N > 0 ? fd::unpack(v[i]) : fd::load_pack<V>(p + d); }
+  __device__ __forceinline__ fd::pack<V> again(const T *p, int i, int64_t d) const {
+    return N > 0 ? fd::unpack(v[i]) : fd::load_pack<V>(p + d);
+  }
 };
 
 /* (1 + w)(1 + scale) */
@@ -46,7 +49,7 @@ template <int V> __device__ __forceinline__ fd::pack<V> factor(const void *w, in
 template <class T, int V, int N>
 __global__ void __launch_bounds__(BLOCK)
     rmsnorm_forward(const T *x, const void *w, int w_bf16, columns c, T *y, float *rstd, const int *count, int64_t rows, int64_t D, float eps) {
-  const int lane = threadIdx.x % 32;
+  const int width = 32, lane = threadIdx.x % width; /* a warp a row */
   const int64_t row = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32;
   if (row >= fd::rows_in_use(count, rows)) return; /* the whole warp */
   const int64_t sample = c.mod ? row / c.rows_per_mod : 0;
@@ -73,7 +76,7 @@ template <class T, int V, int N>
 __global__ void __launch_bounds__(BLOCK)
     rmsnorm_rows(const T *dy, const T *x, const void *w, int w_bf16, const float *rstd, columns c, T *dx, bool acc, const int *count,
                  int64_t rows, int64_t D) {
-  const int lane = threadIdx.x % 32;
+  const int width = 32, lane = threadIdx.x % width; /* a warp a row */
   const int64_t row = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32;
   if (row >= fd::rows_in_use(count, rows)) return;
   const int64_t sample = c.mod ? row / c.rows_per_mod : 0;
@@ -120,48 +123,59 @@ __global__ void __launch_bounds__(fd::TILE)
   if (t_part) fd::store_pack<V>(t_part + blockIdx.x * D + d, t);
 }
 
-/* Both at once, for rows that fit: dx of each row by its warp, and the block's s and t, a column of each by the lane that has it in every row. */
-template <class T, int V, int N>
-__global__ void __launch_bounds__(fd::TILE, 1)
+/* Both at once, for rows that fit in the registers of four warps: dx, and the block's s and t, a column of each by the lane that has it in every row. */
+enum { LANES = 128, HELD = 2 };
+template <class T, int V>
+__global__ void __launch_bounds__(fd::TILE, 2)
     rmsnorm_backward(const T *dy, const T *x, const void *w, int w_bf16, const float *rstd, columns c, T *dx, bool acc, float *s_part, float *t_part,
                      const int *count, int64_t rows, int64_t per_group, int64_t splits, int64_t per_split, int64_t D) {
-  __shared__ float slots[V * fd::TILE];
-  const int lane = threadIdx.x % 32;
+  enum { N = HELD };
+  __shared__ float slots[V * fd::TILE], dots[2][fd::TILE / 32]; /* two, so that one barrier a row is enough */
+  const int width = LANES, lane = threadIdx.x % width, slot = threadIdx.x / width;
   const int64_t group = blockIdx.x / splits, first = group * per_group + blockIdx.x % splits * per_split;
   const int64_t last = min(min(first + per_split, (group + 1) * per_group), fd::rows_in_use(count, rows));
   fd::pack<V> s[N], t[N];
 #pragma unroll
   for (int i = 0; i < N; i++) s[i] = t[i] = fd::same<V>(0.0f);
-  for (int64_t row = first + threadIdx.x / 32; row < last; row += fd::TILE / 32) {
-    held<T, V, N> keep_x, keep_dy;
-    const float r = rstd[row];
+  int turn = 0;
+  for (int64_t base = first; base < last; base += fd::TILE / width, turn ^= 1) { /* the same for the whole block */
+    const int64_t row = base + slot;
+    const bool live = row < last;
+    const float r = live ? rstd[row] : 0.0f;
+    held<T, V, N> keep_x, keep_dy, keep_dx;
     float dot = 0;
-    FD_ROW(i, d) {
-      keep_x.read(x + row * D, i, d);
-      keep_dy.read(dy + row * D, i, d);
-    }
-    FD_ROW(i, d) {
-      const fd::pack<V> v = keep_x.again(x, i, d), g = keep_dy.again(dy, i, d), f = factor<V>(w, w_bf16, c, group, d);
-      for (int k = 0; k < V; k++) {
-        s[i].f[k] = fmaf(g.f[k], v.f[k] * r, s[i].f[k]);
-        t[i].f[k] += g.f[k];
-        dot = fmaf(g.f[k] * f.f[k], v.f[k], dot);
+    if (live) FD_ROW(i, d) {
+        keep_x.read(x + row * D, i, d);
+        keep_dy.read(dy + row * D, i, d);
+        if (acc) keep_dx.read(dx + row * D, i, d);
       }
-    }
-    dot = fd::warp_sum(dot) * r * r / (float)D;
-    FD_ROW(i, d) {
-      const fd::pack<V> v = keep_x.again(x, i, d), g = keep_dy.again(dy, i, d), f = factor<V>(w, w_bf16, c, group, d);
-      fd::pack<V> o = acc ? fd::load_pack<V>(dx + row * D + d) : fd::same<V>(0.0f);
-      for (int k = 0; k < V; k++) o.f[k] += fmaf(g.f[k] * f.f[k], r, -(v.f[k] * r * dot));
-      fd::store_pack<V>(dx + row * D + d, o);
-    }
+    if (live) FD_ROW(i, d) {
+        const fd::pack<V> v = fd::unpack(keep_x.v[i]), g = fd::unpack(keep_dy.v[i]), f = factor<V>(w, w_bf16, c, group, d);
+        for (int k = 0; k < V; k++) {
+          s[i].f[k] = fmaf(g.f[k], v.f[k] * r, s[i].f[k]);
+          t[i].f[k] += g.f[k];
+          dot = fmaf(g.f[k] * f.f[k], v.f[k], dot);
+        }
+      }
+    dot = fd::warp_sum(dot);
+    if (threadIdx.x % 32 == 0) dots[turn][threadIdx.x / 32] = dot;
+    __syncthreads();
+    dot = 0;
+    for (int k = 0; k < LANES / 32; k++) dot += dots[turn][slot * (LANES / 32) + k];
+    dot *= r * r / (float)D;
+    if (live) FD_ROW(i, d) {
+        const fd::pack<V> v = fd::unpack(keep_x.v[i]), g = fd::unpack(keep_dy.v[i]), f = factor<V>(w, w_bf16, c, group, d);
+        fd::pack<V> o = acc ? fd::unpack(keep_dx.v[i]) : fd::same<V>(0.0f);
+        for (int k = 0; k < V; k++) o.f[k] += fmaf(g.f[k] * f.f[k], r, -(v.f[k] * r * dot));
+        fd::store_pack<V>(dx + row * D + d, o);
+      }
   }
 #pragma unroll
   for (int i = 0; i < N; i++) {
-    const int64_t d = V * (lane + 32 * (int64_t)i);
-    s[i] = fd::tile_sum<V>(s[i], 32, slots);
-    if (t_part) t[i] = fd::tile_sum<V>(t[i], 32, slots);
-    if (threadIdx.x >= 32 || d >= D) continue;
+    const int64_t d = V * (lane + width * (int64_t)i);
+    s[i] = fd::tile_sum<V>(s[i], width, slots);
+    if (t_part) t[i] = fd::tile_sum<V>(t[i], width, slots);
+    if (slot > 0 || d >= D) continue;
     fd::store_pack<V>(s_part + blockIdx.x * D + d, s[i]);
     if (t_part) fd::store_pack<V>(t_part + blockIdx.x * D + d, t[i]);
   }
@@ -186,8 +200,8 @@ columns columns_of(const fd_tensor *mod, int64_t rows_per_mod, int64_t shift_col
   return columns{fd::data(mod), fd::is_bf16(mod), mod ? fd_tensor_cols(mod) : 0, rows_per_mod, shift_col, scale_col};
 }
 
-/* A warp of rmsnorm_backward can hold rows of this length. */
-template <class T> bool fits(int64_t D) { return D % fd::wide<T>::V == 0 && D <= 32 * fd::wide<T>::V * 8; }
+/* rmsnorm_backward can hold rows of this length. */
+template <class T> bool fits(int64_t D) { return D % fd::wide<T>::V == 0 && D <= LANES * HELD * fd::wide<T>::V; }
 
 /* The rows of one sum, by shape only. rmsnorm_backward's blocks have all columns: more of them, of fewer rows. */
 fd::groups groups_of(const struct fd_rmsnorm_bwd_args *a) {
@@ -222,7 +236,8 @@ template <class T, int V> fd_status backward(fd_ctx *ctx, const struct fd_rmsnor
   const columns c = columns_of(a->mod, a->rows_per_mod, a->shift_col, a->scale_col);
   const fd::groups g = groups_of(a);
   const int lanes = fd::tile_lanes(D / V);
-  float *s_part = (float *)ctx->scratch, *t_part = a->mod ? s_part + g.n * g.splits * D : NULL, *dw_part = a->mod ? t_part + g.n * g.splits * D : s_part;
+  const int64_t parts = g.n * g.splits * D;
+  float *s_part = (float *)ctx->scratch, *t_part = a->mod ? s_part + parts : NULL, *dw_part = a->mod ? t_part + parts : s_part;
   cudaStream_t stream = fd_cuda_stream(ctx);
   const int64_t per_group = a->mod ? a->rows_per_mod : g.per_split;
   const bool sums = a->dw || a->dmod, whole = V > 1 && sums && fits<T>(D), acc = (a->acc >> 6 & 1) != 0;
@@ -231,7 +246,7 @@ template <class T, int V> fd_status backward(fd_ctx *ctx, const struct fd_rmsnor
   fd_status st = FD_OK;
   if constexpr (V > 1)
     if (rows > 0 && whole)
-      st = FD_CUDA(FD_LAUNCH((rmsnorm_backward<T, V, 8>), (unsigned)(g.n * g.splits), fd::TILE, 0, stream, dy, x, a->w->data, fd::is_bf16(a->w), rstd,
+      st = FD_CUDA(FD_LAUNCH((rmsnorm_backward<T, V>), (unsigned)(g.n * g.splits), fd::TILE, 0, stream, dy, x, a->w->data, fd::is_bf16(a->w), rstd,
                              c, (T *)a->dx->data, acc, s_part, t_part, fd::count_of(a->count), rows, per_group, g.splits, g.per_split, D));
   if (rows > 0 && sums && !whole)
     st = FD_CUDA(FD_LAUNCH((rmsnorm_tiles<T, V>), dim3((unsigned)(g.n * g.splits), fd::blocks(D, V * lanes)), fd::TILE, 0, stream, dy, x, rstd,

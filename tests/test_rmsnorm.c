@@ -70,6 +70,11 @@ static void one(struct ot *t, int64_t R, int64_t D, int64_t rpm, int kind, int64
   dx_used.shape[0] = used;
   OT_COMPARE_SIZE(t, &dx_used, g, D, 1);
   for (int64_t i = used * D; i < R * D; i++) OT_CHECK(t, acc ? ot_get(dx, i) == dx0[i] : isnan(ot_get(dx, i)));
+  if (!acc) { /* dx alone */
+    OT_RUN(t, rmsnorm_bwd, .dy = dy, .x = x, .w = w, .rstd = rstd, .mod = mod, .count = n, .dx = dx, .eps = 1e-3f, .rows_per_mod = rpm,
+           .shift_col = shift_col, .scale_col = scale_col);
+    OT_COMPARE_SIZE(t, &dx_used, g, D, 1);
+  }
   ot_numeric_gradient(forward, &f, f.w, D, g);
   if (acc) for (int64_t i = 0; i < D; i++) g[i] += dw0[i];
   OT_COMPARE_SIZE(t, dw, g, R, 1);
