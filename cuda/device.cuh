@@ -76,6 +76,14 @@ template <int V> static __device__ __forceinline__ pack<V> same(float v) {
   return p;
 }
 
+/* One store. As an assignment nvcc 13.0 takes some of them apart into words, at four times the transactions. */
+template <class R> static __device__ __forceinline__ void store_raw(R *p, R v) {
+#ifdef FD_EMULATE
+  *p = v;
+#else
+  __stwb(p, v);
+#endif
+}
 static __device__ __forceinline__ unsigned two_halves(float a, float b) {
   return __bfloat16_as_ushort(__float2bfloat16_rn(a)) | (unsigned)__bfloat16_as_ushort(__float2bfloat16_rn(b)) << 16;
 }
@@ -83,15 +91,16 @@ template <int V> static __device__ __forceinline__ void store_pack(float *p, con
   if constexpr (V == 1)
     *p = v.f[0];
   else
-    for (int i = 0; i < V; i += 4) *(float4 *)(p + i) = make_float4(v.f[i], v.f[i + 1], v.f[i + 2], v.f[i + 3]);
+    for (int i = 0; i < V; i += 4) store_raw((float4 *)(p + i), make_float4(v.f[i], v.f[i + 1], v.f[i + 2], v.f[i + 3]));
 }
 template <int V> static __device__ __forceinline__ void store_pack(bf16 *p, const pack<V> &v) {
   if constexpr (V == 1)
     store(p, v.f[0]);
   else if constexpr (V == 4)
-    *(uint2 *)p = make_uint2(two_halves(v.f[0], v.f[1]), two_halves(v.f[2], v.f[3]));
+    store_raw((uint2 *)p, make_uint2(two_halves(v.f[0], v.f[1]), two_halves(v.f[2], v.f[3])));
   else
-    *(uint4 *)p = make_uint4(two_halves(v.f[0], v.f[1]), two_halves(v.f[2], v.f[3]), two_halves(v.f[4], v.f[5]), two_halves(v.f[6], v.f[7]));
+    store_raw((uint4 *)p,
+              make_uint4(two_halves(v.f[0], v.f[1]), two_halves(v.f[2], v.f[3]), two_halves(v.f[4], v.f[5]), two_halves(v.f[6], v.f[7])));
 }
 template <int V> static __device__ __forceinline__ void store_pack_any(void *p, int is_bf16, int64_t i, const pack<V> &v) {
   if (is_bf16)
@@ -151,16 +160,16 @@ template <int V> static __device__ __forceinline__ pack<V> tile_sum(pack<V> v, i
   return v;
 }
 
-/* y[chunk, c] = (acc: y +) sum of x[r, c] over the chunk's rows. Grid: chunks, blocks of columns. */
+/* y[chunk, c] = (acc: y +) sum of x[r, c] over the chunk's rows. Grid: blocks of columns (there may be more than 65535), chunks. */
 template <class T, int V>
 static __global__ void __launch_bounds__(TILE)
     column_sums(const T *x, float *y, bool acc, const int *count, int64_t rows, int64_t per_chunk, int64_t cols, int lanes) {
   __shared__ float slots[V * TILE];
-  const int64_t chunk = blockIdx.x, d = V * ((int64_t)blockIdx.y * lanes + threadIdx.x % lanes);
+  const int64_t chunk = blockIdx.y, d = V * ((int64_t)blockIdx.x * lanes + threadIdx.x % lanes);
   const int64_t last = min((chunk + 1) * per_chunk, rows_in_use(count, rows));
   pack<V> sum = same<V>(0.0f);
   if (d < cols) {
-#pragma unroll 8
+#pragma unroll 4
     for (int64_t r = chunk * per_chunk + threadIdx.x / lanes; r < last; r += TILE / lanes) {
       const pack<V> v = load_pack<V>(x + r * cols + d);
       for (int k = 0; k < V; k++) sum.f[k] += v.f[k];
@@ -261,7 +270,7 @@ template <class T, int V>
 static inline cudaError_t sum_columns(fd_ctx *ctx, const T *x, float *y, bool acc, const int *count, int64_t rows, int64_t per_chunk,
                                       int64_t cols) {
   const int lanes = tile_lanes(cols / V);
-  const dim3 grid(rows > 0 ? blocks(rows, per_chunk) : 1 /* the sum of nothing */, blocks(cols, V * lanes));
+  const dim3 grid(blocks(cols, V * lanes), rows > 0 ? blocks(rows, per_chunk) : 1 /* the sum of nothing */);
   return FD_LAUNCH((column_sums<T, V>), grid, TILE, 0, fd_cuda_stream(ctx), x, y, acc, count, rows, per_chunk, cols, lanes);
 }
 

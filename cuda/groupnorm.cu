@@ -103,11 +103,16 @@ __global__ void __launch_bounds__(fd::TILE, 4)
   const channels<V> c = channels_of<V>(g, p, w, w_bf16, bias, b_bf16, stats);
   fd::pack<V> scale;
   for (int k = 0; k < V; k++) scale.f[k] = c.r[k] * c.w[k];
-#pragma unroll 4
-  for (int64_t row = p.first; row < p.last; row += p.step) {
-    fd::pack<V> v = fd::load_pack<V>(x + row * g.C + p.d);
-    for (int k = 0; k < V; k++) v.f[k] = fd::act_value(act, fmaf(v.f[k] - c.mean[k], scale.f[k], c.b[k]));
-    fd::store_pack<V>(y + row * g.C + p.d, v);
+  for (int64_t row = p.first; row < p.last; row += 2 * p.step) { /* two loads on their way at once */
+    const bool second = row + p.step < p.last;
+    const int64_t at = row * g.C + p.d, next = second ? at + p.step * g.C : at;
+    fd::pack<V> v[2] = {fd::load_pack<V>(x + at), fd::load_pack<V>(x + next)};
+#pragma unroll
+    for (int j = 0; j < 2; j++)
+#pragma unroll
+      for (int k = 0; k < V; k++) v[j].f[k] = fd::act_value(act, fmaf(v[j].f[k] - c.mean[k], scale.f[k], c.b[k]));
+    fd::store_pack<V>(y + at, v[0]);
+    if (second) fd::store_pack<V>(y + next, v[1]);
   }
 }
 

@@ -123,7 +123,8 @@ __global__ void __launch_bounds__(fd::TILE)
   if (t_part) fd::store_pack<V>(t_part + blockIdx.x * D + d, t);
 }
 
-/* Both at once, for rows that fit in the registers of four warps: dx, and the block's s and t, a column of each by the lane that has it in every row. */
+/* Both at once, for rows that fit in the registers of four warps: dx, and the block's s and t, a column of each by the lane that has it in every
+ * row. */
 enum { LANES = 128, HELD = 2 };
 template <class T, int V>
 __global__ void __launch_bounds__(fd::TILE, 2)
