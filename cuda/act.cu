@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// y = act(x) and dx = dy act'(x). 2 and 3 passes: memory bound, at least 80 % of the bandwidth expected.
+// y = act(x) and dx = dy act'(x). Moves 2 and 3 elements an element (4 if added to): memory bound, 85 % of the bandwidth expected. In bf16 about 35
+// instructions an element stand against the 30 (forward) to 50 that fit under the memory time: forward 75 %.
 #include "cuda/device.cuh"
 
 namespace {
@@ -40,9 +41,9 @@ fd_status run(fd_ctx *ctx, const fd_tensor *dy, const fd_tensor *x, const fd_ten
 }  // namespace
 
 extern "C" fd_status cuda_act_fwd(fd_ctx *ctx, const struct fd_act_fwd_args *a) {
-  return FD_BY_TYPE(a->x, fd_tensor_cols(a->x), run, ctx, NULL, a->x, a->y, a->count, a->act, false);
+  return FD_BY_TYPE(FD_OP_act_fwd, a, a->x, fd_tensor_cols(a->x), run, ctx, NULL, a->x, a->y, a->count, a->act, false);
 }
 
 extern "C" fd_status cuda_act_bwd(fd_ctx *ctx, const struct fd_act_bwd_args *a) {
-  return FD_BY_TYPE(a->x, fd_tensor_cols(a->x), run, ctx, a->dy, a->x, a->dx, a->count, a->act, a->acc >> 3 & 1);
+  return FD_BY_TYPE(FD_OP_act_bwd, a, a->x, fd_tensor_cols(a->x), run, ctx, a->dy, a->x, a->dx, a->count, a->act, a->acc >> 3 & 1);
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// z = x + y, y repeated over leading dimensions. Moves 3 passes of z (2 where y is small): memory bound, at least 85 % of the bandwidth expected.
+// z = x + y, y repeated over leading dimensions. Moves 3 elements an element of z (2 where y is small): memory bound, 85 % of the bandwidth expected.
 #include "cuda/device.cuh"
 
 namespace {
@@ -11,8 +11,8 @@ __global__ void add_kernel(const T *x, const Y *y, T *z, const int *count, int64
   const int64_t n = fd::rows_in_use(count, rows) * cols;
   for (int64_t i = V * ((int64_t)blockIdx.x * BLOCK + threadIdx.x); i < n; i += (int64_t)V * BLOCK * gridDim.x) {
     fd::pack<V> a = fd::load_pack<V>(x + i);
-    const int64_t j = i % period;
-    for (int k = 0; k < V; k++) a.f[k] += fd::load(y + j + k);
+    const fd::pack<V> b = fd::load_pack<V>(y + i % period);
+    for (int k = 0; k < V; k++) a.f[k] += b.f[k];
     fd::store_pack<V>(z + i, a);
   }
 }
@@ -31,5 +31,5 @@ template <class T, int V> fd_status run(fd_ctx *ctx, const struct fd_add_fwd_arg
 }  // namespace
 
 extern "C" fd_status cuda_add_fwd(fd_ctx *ctx, const struct fd_add_fwd_args *a) {
-  return FD_BY_TYPE(a->x, fd_tensor_cols(a->x), run, ctx, a);
+  return FD_BY_TYPE(FD_OP_add_fwd, a, a->x, fd_tensor_cols(a->x) | fd_tensor_numel(a->y), run, ctx, a);
 }

@@ -30,6 +30,9 @@ fd_status fd_cuda_status(cudaError_t e, const char *what, const char *file, int 
 /* ---- scratch ----------------------------------------------------------------------------------------------------- */
 
 size_t cuda_rmsnorm_bwd_scratch(const struct fd_rmsnorm_bwd_args *a);
+size_t cuda_gate_residual_bwd_scratch(const struct fd_gate_residual_bwd_args *a);
+size_t cuda_groupnorm_fwd_scratch(const struct fd_groupnorm_fwd_args *a);
+size_t cuda_groupnorm_bwd_scratch(const struct fd_groupnorm_bwd_args *a);
 size_t cuda_heads_bwd_scratch(const struct fd_heads_bwd_args *a);
 size_t cuda_colsum_scratch(const struct fd_colsum_args *a);
 size_t cuda_sumsq_scratch(void);
@@ -52,6 +55,9 @@ static fd_status cuda_prepare(fd_ctx *ctx, enum fd_op op, const void *args, size
   if (st != FD_OK) return st;
   switch (op) {
     case FD_OP_rmsnorm_bwd: *scratch_bytes = cuda_rmsnorm_bwd_scratch(args); return FD_OK;
+    case FD_OP_gate_residual_bwd: *scratch_bytes = cuda_gate_residual_bwd_scratch(args); return FD_OK;
+    case FD_OP_groupnorm_fwd: *scratch_bytes = cuda_groupnorm_fwd_scratch(args); return FD_OK;
+    case FD_OP_groupnorm_bwd: *scratch_bytes = cuda_groupnorm_bwd_scratch(args); return FD_OK;
     case FD_OP_heads_bwd: *scratch_bytes = cuda_heads_bwd_scratch(args); return FD_OK;
     case FD_OP_colsum: *scratch_bytes = cuda_colsum_scratch(args); return FD_OK;
     case FD_OP_sumsq: *scratch_bytes = cuda_sumsq_scratch(); return FD_OK;

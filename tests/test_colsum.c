@@ -3,7 +3,7 @@
 #include "optest.h"
 
 static void body(struct ot *t) {
-  static const int64_t shapes[][2] = {{1, 1}, {0, 5}, {3, 7}, {255, 33}, {257, 515}, {1000, 1030}, {9000, 17}};
+  static const int64_t shapes[][2] = {{1, 1}, {0, 5}, {3, 7}, {255, 33}, {257, 515}, {1000, 1030}, {9000, 17}, {300, 520}, {700, 8}};
   for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++)
     for (int type = FD_F32; type <= FD_BF16; type++)
       for (unsigned acc = 0; acc < 2; acc++)

@@ -6,7 +6,7 @@ static void one(struct ot *t, int64_t R, int64_t D, int64_t rpm, bool gated, int
   ot_reset(t);
   ot_what(t, "R %d D %d rows_per_mod %d gated %d count %d %s %s acc %d", (int)R, (int)D, (int)rpm, gated, (int)count,
           fd_dtype_name(dt), fd_dtype_name(mt), acc);
-  const int64_t S = D + 5, col = 2, used = count < 0 ? R : count;
+  const int64_t S = D % 8 ? D + 5 : D + 24, col = D % 8 ? 2 : 8, used = count < 0 ? R : count;
   fd_tensor *x = OT_RAND(t, dt, R, D), *a = OT_RAND(t, dt, R, D), *mod = gated ? OT_RAND(t, mt, R / rpm, S) : NULL, *y = OT_NEW(t, dt, R, D),
             *n = count < 0 ? NULL : ot_count(t, count), *dy = OT_RAND(t, dt, R, D), *da = acc ? OT_RAND(t, dt, R, D) : OT_NEW(t, dt, R, D),
             *dmod = gated ? OT_RAND(t, mt, R / rpm, S) : NULL;
@@ -78,6 +78,10 @@ static void body(struct ot *t) {
   one(t, 0, 5, 1, true, -1, FD_F32, FD_F32, false);
   one(t, 4, 5, 2, true, 0, FD_F32, FD_F32, true);
   one(t, 140, 9, 70, true, 137, FD_F32, FD_F32, true);
+  for (int dt = FD_F32; dt <= FD_BF16; dt++) { /* a sample's sum in several parts, several blocks of columns */
+    one(t, 260, 16, 130, true, 257, dt, FD_F32, true);
+    one(t, 140, 520, 70, true, -1, dt, FD_BF16, false);
+  }
   finite_differences(t);
   misuse(t);
 }

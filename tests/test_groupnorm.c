@@ -116,6 +116,8 @@ static void body(struct ot *t) {
         one(t, 2, 0, 6, 3, act, dt, FD_F32, acc, 0, true);
       }
   one(t, 2, 2000, 16, 8, FD_ACT_SILU, FD_F32, FD_F32, false, 0, false); /* several pieces, the last one short */
+  one(t, 1, 260, 16, 4, FD_ACT_SILU, FD_BF16, FD_F32, true, 0.5, true); /* groups of half a vector, two tiles */
+  one(t, 1, 4, 528, 4, FD_ACT_SILU, FD_BF16, FD_BF16, true, 0.5, true); /* groups over the edge of a block's channels */
   one(t, 1, 801, 33, 3, FD_ACT_NONE, FD_F32, FD_F32, false, 0, false);
   one(t, 1, 500, 16, 8, FD_ACT_NONE, FD_F32, FD_F32, false, 30, false); /* E[x^2] - mean^2 would have no digits left at 3000 */
   one(t, 1, 500, 16, 8, FD_ACT_NONE, FD_F32, FD_F32, false, 3000, false);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Ops of few lines: add, cast, fill, embed.
+#include "graph/graph.h"
 #include "optest.h"
 
 static void add(struct ot *t, int64_t R, int64_t D, int64_t ny, int64_t count, fd_dtype dt, fd_dtype yt) {
@@ -90,6 +91,25 @@ static void misuse(struct ot *t) {
   OT_MISUSE(t, "dy is f32 [4, 5]", embed_bwd, .dy = y, .ids = i4, .dtable = table);
 }
 
+/* Bytes that ops move at least (graph/graph.h), where that is not the sum of their slots. */
+static void cost(struct ot *t) {
+  ot_reset(t);
+  ot_what(t, "cost");
+  fd_tensor *p = OT_NEW(t, FD_F32, 10), *c = OT_NEW(t, FD_BF16, 10), *ids = OT_NEW(t, FD_I32, 3), *table = OT_NEW(t, FD_F32, 50, 4),
+            *dy = OT_NEW(t, FD_F32, 3, 4);
+  double bytes = 0;
+  fd_op_cost(FD_OP_adamw, &(struct fd_adamw_args){.p = p, .g = p, .m = p, .v = p, .ema = p, .compute = c}, NULL, &bytes);
+  OT_CHECK(t, bytes == 42 * 10);
+  struct fd_embed_bwd_args e = {.dy = dy, .ids = ids, .dtable = table, .acc = 1u << 3};
+  fd_op_cost(FD_OP_embed_bwd, &e, NULL, &bytes);
+  OT_CHECK(t, bytes == 3 * 4 * 4 + 3 * 4 + 2 * 3 * 4 * 4);
+  e.acc = 0;
+  fd_op_cost(FD_OP_embed_bwd, &e, NULL, &bytes);
+  OT_CHECK(t, bytes == 3 * 4 * 4 + 3 * 4 + 2 * 3 * 4 * 4 + 50 * 4 * 4);
+  fd_op_cost(FD_OP_gate_residual_bwd, &(struct fd_gate_residual_bwd_args){.dy = dy, .a = dy, .da = dy}, NULL, &bytes);
+  OT_CHECK(t, bytes == 2 * 3 * 4 * 4);
+}
+
 static void body(struct ot *t) {
   for (int a = FD_F32; a <= FD_BF16; a++)
     for (int b = FD_F32; b <= FD_BF16; b++) {
@@ -98,17 +118,21 @@ static void body(struct ot *t) {
       add(t, 6, 35, 210, 0, a, b);
       add(t, 3, 7, 1, -1, a, b);
       add(t, 0, 7, 7, -1, a, b);
+      add(t, 6, 40, 80, 5, a, b); /* wide access */
       for (int acc = 0; acc < 2; acc++) {
         cast(t, 1, 1, a, b, acc);
         cast(t, 131, 3, a, b, acc);
         cast(t, 0, 1, a, b, acc);
+        cast(t, 136, 3, a, b, acc);
         embed(t, 9, 5, 33, -1, a, b, acc);
         embed(t, 9, 2, 1, 4, a, b, acc);
         embed(t, 3, 7, 16, 0, a, b, acc);
+        embed(t, 3, 7, 1032, -1, a, b, acc);
       }
     }
   cast(t, 30000, 2, FD_F32, FD_BF16, false);
   fill(t);
+  cost(t);
   misuse(t);
 }
 

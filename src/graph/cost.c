@@ -69,9 +69,19 @@ void fd_op_cost(enum fd_op op, const void *args, double *flop, double *bytes) {
       moved += 2 * (double)fd_tensor_bytes(a->y) - (double)fd_tensor_bytes(a->table) - (double)fd_tensor_bytes(a->y);
       break;
     }
-    case FD_OP_embed_bwd: {
+    case FD_OP_embed_bwd: { /* the rows that are named; the whole table only where it is cleared first */
       const struct fd_embed_bwd_args *a = args;
-      moved += 2 * elements(a->dy) * 4 - 2 * (double)fd_tensor_bytes(a->dtable);
+      moved += 2 * elements(a->dy) * 4 - (acc >> 3 & 1 ? 2 * (double)fd_tensor_bytes(a->dtable) : 0);
+      break;
+    }
+    case FD_OP_gate_residual_bwd: { /* a is read for the gate's gradient only */
+      const struct fd_gate_residual_bwd_args *a = args;
+      if (!a->dmod) moved -= (double)fd_tensor_bytes(a->a);
+      break;
+    }
+    case FD_OP_adamw: { /* the copy is written only */
+      const struct fd_adamw_args *a = args;
+      if (a->compute) moved -= (double)fd_tensor_bytes(a->compute);
       break;
     }
     default: break;
