@@ -60,12 +60,12 @@ fault() {
 early='read at .* (never written by this block|races with the write)'
 fault 'a barrier removed behind a store to shared memory' device.cuh '/slots\[warp\] = v/{n;s/__syncthreads();//}' adamw adamw \
     "$early"
-fault 'a barrier removed before shared memory is used again' device.cuh '/slots may still be read/s/__syncthreads();//' groupnorm groupnorm \
+fault 'a barrier removed before shared memory is used again' device.cuh '/block_sum(F v, F/,/^}/{/slots may still be read/s/__syncthreads();//}' groupnorm groupnorm \
     'write at .* races with the read'
 fault 'a store one past the end' elementwise.cu 's/i < (n); i += /i <= (n); i += /' elementwise simple 'outside every allocation'
 fault 'half a warp summed' device.cuh '/float warp_sum(float v)/{n;s/i = 16/i = 8/}' rmsnorm rmsnorm 'expected .* times the tolerance'
-fault 'a warp that does not wait for its lanes' heads.cu '/shared\[e\] = v\[i\];/{n;s/__syncwarp();//}' heads heads "$early"
-fault 'scratch read that nobody wrote' colsum.cu 's/part\[chunk/if (chunk == 0) &/' colsum colsum 'never written'
+fault 'a warp that does not wait for its lanes' heads.cu '/shared\[e\] = h\.v/{n;s/__syncwarp();//}' heads heads "$early"
+fault 'scratch read that nobody wrote' colsum.cu 's/, rows, per, n))) : FD_OK/, rows < per ? rows : per, per, n))) : FD_OK/' colsum colsum 'never written'
 fault 'a run that ends before its sums' collective.c '/fd_status fd_cuda_collective_join/,/^}/s/FD_TRY(FD_CUDA(cudaStreamWaitEvent.*//' \
     collective.c reduce_3ranks 'cudaErrorStreamCaptureUnjoined'
 fault 'a sum that nobody waits for' collective.c '/^fd_status cuda_reduce_wait/,/^}/s/if (c->comm) return .*/if (c->comm) return FD_OK;/' \
