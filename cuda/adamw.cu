@@ -79,7 +79,7 @@ template <class C, int V> fd_status run(fd_ctx *ctx, const struct fd_adamw_args 
 
 }  // namespace
 
-extern "C" size_t cuda_sumsq_scratch(void) { return PARTS * sizeof(double); }
+extern "C" size_t cuda_sumsq_scratch(const struct fd_sumsq_args *) { return PARTS * sizeof(double); }
 
 extern "C" fd_status cuda_sumsq(fd_ctx *ctx, const struct fd_sumsq_args *a) {
   const int64_t n = fd_tensor_numel(a->x);

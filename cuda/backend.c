@@ -27,7 +27,7 @@ fd_status fd_cuda_status(cudaError_t e, const char *what, const char *file, int 
                  e == cudaErrorNoKernelImageForDevice ? "; this program has no code for this GPU: reconfigure with --with-cuda-arch=LIST" : "");
 }
 
-/* ---- scratch ----------------------------------------------------------------------------------------------------- */
+/* ---- prepare ----------------------------------------------------------------------------------------------------- */
 
 size_t cuda_rmsnorm_bwd_scratch(const struct fd_rmsnorm_bwd_args *a);
 size_t cuda_gate_residual_bwd_scratch(const struct fd_gate_residual_bwd_args *a);
@@ -35,40 +35,42 @@ size_t cuda_groupnorm_fwd_scratch(const struct fd_groupnorm_fwd_args *a);
 size_t cuda_groupnorm_bwd_scratch(const struct fd_groupnorm_bwd_args *a);
 size_t cuda_heads_bwd_scratch(const struct fd_heads_bwd_args *a);
 size_t cuda_colsum_scratch(const struct fd_colsum_args *a);
-size_t cuda_sumsq_scratch(void);
+size_t cuda_sumsq_scratch(const struct fd_sumsq_args *a);
 fd_status cuda_attention_prepare(fd_ctx *ctx, enum fd_op op, const void *args, size_t *scratch_bytes);
 fd_status cuda_conv2d_prepare(fd_ctx *ctx, enum fd_op op, const void *args, size_t *scratch_bytes);
 
+/* What an op needs before it runs, where it needs anything: an amount of scratch, or plans of libraries (which say their scratch). */
+typedef size_t scratch_fn(const void *args);
+static const struct {
+  scratch_fn *scratch;
+  fd_status (*prepare)(fd_ctx *ctx, enum fd_op op, const void *args, size_t *scratch_bytes);
+  bool checks; /* prepare checks shapes by itself: the CPU's check would make plans of its own libraries */
+} needs[FD_OP_COUNT] = {
+#define SCRATCH(op) [FD_OP_##op] = {.scratch = (scratch_fn *)(void (*)(void))cuda_##op##_scratch}
+    SCRATCH(rmsnorm_bwd),
+    SCRATCH(gate_residual_bwd),
+    SCRATCH(groupnorm_fwd),
+    SCRATCH(groupnorm_bwd),
+    SCRATCH(heads_bwd),
+    SCRATCH(colsum),
+    SCRATCH(sumsq),
+    [FD_OP_attention_fwd] = {.prepare = cuda_attention_prepare},
+    [FD_OP_attention_bwd] = {.prepare = cuda_attention_prepare},
+    [FD_OP_conv2d_fwd] = {.prepare = cuda_conv2d_prepare, .checks = true},
+    [FD_OP_conv2d_bwd_data] = {.prepare = cuda_conv2d_prepare, .checks = true},
+    [FD_OP_conv2d_bwd_weights] = {.prepare = cuda_conv2d_prepare, .checks = true},
+    [FD_OP_matmul] = {.prepare = fd_cuda_library_prepare, .checks = true},
+};
+
 static fd_status cuda_prepare(fd_ctx *ctx, enum fd_op op, const void *args, size_t *scratch_bytes) {
+  fd_status st = FD_OK;
   *scratch_bytes = 0;
-  switch (op) {
-    case FD_OP_conv2d_fwd:
-    case FD_OP_conv2d_bwd_data:
-    case FD_OP_conv2d_bwd_weights:
-    case FD_OP_matmul: break;
-    default: {
-      const fd_status st = cpu_check(op, args);
-      if (st != FD_OK) return st;
-    }
-  }
-  const fd_status st = fd_op_check(op, args);
-  if (st != FD_OK) return st;
-  switch (op) {
-    case FD_OP_rmsnorm_bwd: *scratch_bytes = cuda_rmsnorm_bwd_scratch(args); return FD_OK;
-    case FD_OP_gate_residual_bwd: *scratch_bytes = cuda_gate_residual_bwd_scratch(args); return FD_OK;
-    case FD_OP_groupnorm_fwd: *scratch_bytes = cuda_groupnorm_fwd_scratch(args); return FD_OK;
-    case FD_OP_groupnorm_bwd: *scratch_bytes = cuda_groupnorm_bwd_scratch(args); return FD_OK;
-    case FD_OP_heads_bwd: *scratch_bytes = cuda_heads_bwd_scratch(args); return FD_OK;
-    case FD_OP_colsum: *scratch_bytes = cuda_colsum_scratch(args); return FD_OK;
-    case FD_OP_sumsq: *scratch_bytes = cuda_sumsq_scratch(); return FD_OK;
-    case FD_OP_conv2d_fwd:
-    case FD_OP_conv2d_bwd_data:
-    case FD_OP_conv2d_bwd_weights: return cuda_conv2d_prepare(ctx, op, args, scratch_bytes);
-    case FD_OP_attention_fwd:
-    case FD_OP_attention_bwd: return cuda_attention_prepare(ctx, op, args, scratch_bytes);
-    case FD_OP_matmul: return fd_cuda_library_prepare(ctx, op, args, scratch_bytes);
-    default: return FD_OK;
-  }
+  FD_TRY(fd_op_check(op, args));
+  if (!needs[op].checks) FD_TRY(cpu_check(ctx, op, args));
+  if (needs[op].scratch) *scratch_bytes = needs[op].scratch(args);
+  if (needs[op].prepare) FD_TRY(needs[op].prepare(ctx, op, args, scratch_bytes));
+done:
+  return st;
 }
 
 /* ---- life -------------------------------------------------------------------------------------------------------- */

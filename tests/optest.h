@@ -424,6 +424,7 @@ OT_UNUSED static int ot_main_with(void (*body)(struct ot *), bool same_bits) {
       printf("%s%s\n", usable ? "" : "skipped: ", fd_status_message());
       return usable ? 1 : 77;
     }
+    if (OT_ON_DEVICE && !OT_EMULATED) t.ctx->cache_dir = getenv("OT_CACHE"); /* plans take seconds; rounds and tests share them */
     t.what = "";
     t.draws = 0;
     t.first_pass = round == 0;

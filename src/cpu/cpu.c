@@ -115,8 +115,8 @@ static fd_status cpu_prepare(fd_ctx *ctx, enum fd_op op, const void *args, size_
   return st == FD_OK ? prepares[op](ctx, args, scratch_bytes) : st;
 }
 
-fd_status cpu_check(enum fd_op op, const void *args) {
-  fd_ctx plain = {.backend = &fd_cpu_backend, .n_threads = 1};
+fd_status cpu_check(const fd_ctx *ctx, enum fd_op op, const void *args) {
+  fd_ctx plain = {.backend = &fd_cpu_backend, .n_threads = 1, .comm = ctx->comm};
   size_t ignored;
   return cpu_prepare(&plain, op, args, &ignored);
 }

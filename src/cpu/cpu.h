@@ -20,8 +20,8 @@ extern const struct fd_backend fd_cpu_backend;
 #include "op/ops.def"
 #undef X
 
-/** The checks of an op's prepare alone, for backends that share them. Not for ops on oneDNN (matmul, conv2d_*) and attention. */
-fd_status cpu_check(enum fd_op op, const void *args);
+/** The checks of an op's prepare alone, for another backend's context. Not for ops on oneDNN (matmul, conv2d_*). */
+fd_status cpu_check(const fd_ctx *ctx, enum fd_op op, const void *args);
 
 /** ctx->state of this backend. */
 struct cpu_state {

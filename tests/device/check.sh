@@ -90,6 +90,9 @@ attempt() {
 
 # ---- what there is ---------------------------------------------------------------------------------------------------
 
+# Plans that cuDNN compiles are shared by all tests and their rounds.
+export OT_CACHE=$work/cache
+mkdir -p "$OT_CACHE"
 tests=()
 for t in "$build"/tests/device/test_*; do
     case $t in *.o|*.log|*.trs) ;; *) if [ -x "$t" ]; then tests+=("$t"); fi ;; esac
