@@ -243,21 +243,21 @@ extern "C" fd_status cuda_attention_prepare(fd_ctx *ctx, enum fd_op op, const vo
     st = check(op, a->q, a->k, a->ranges, a->A, a->K, a->E);
     own = (size_t)fd_tensor_numel(a->lse) * sizeof(float);
   }
-  if (st == FD_OK) st = cuda_attention_regular_prepare(ctx, op, args, &found, scratch_bytes);
+  if (st == FD_OK) st = cuda_attention_library_prepare(ctx, op, args, &found, scratch_bytes);
   if (!found) *scratch_bytes = own;
   return st;
 }
 
 extern "C" fd_status cuda_attention_fwd(fd_ctx *ctx, const struct fd_attention_fwd_args *a) {
   int found;
-  const fd_status st = cuda_attention_regular_fwd(ctx, a, &found);
+  const fd_status st = cuda_attention_library_fwd(ctx, a, &found);
   if (st != FD_OK || found) return st;
   return a->q->dtype == FD_BF16 ? forward<fd::bf16>(ctx, a) : forward<float>(ctx, a);
 }
 
 extern "C" fd_status cuda_attention_bwd(fd_ctx *ctx, const struct fd_attention_bwd_args *a) {
   int found;
-  const fd_status st = cuda_attention_regular_bwd(ctx, a, &found);
+  const fd_status st = cuda_attention_library_bwd(ctx, a, &found);
   if (st != FD_OK || found) return st;
   return a->q->dtype == FD_BF16 ? backward<fd::bf16>(ctx, a) : backward<float>(ctx, a);
 }

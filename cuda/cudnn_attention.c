@@ -17,7 +17,7 @@ enum { Q = 1, K, V, O, LSE, D_O, DQ, DK, DV, LENGTH_Q, LENGTH_K, DQ_SUM, DELTA, 
 
 struct shape {
   int64_t B, N, M, A, K, E;
-  int deterministic;
+  int causal, deterministic;
 };
 
 static const cudnnDataType_t F32 = CUDNN_DATA_FLOAT, BF16 = CUDNN_DATA_BFLOAT16, I32 = CUDNN_DATA_INT32, BOOLEAN = CUDNN_DATA_BOOLEAN;
@@ -59,7 +59,7 @@ static fd_dnn_tensor pointwise(struct fd_dnn_graph *g, const struct shape *s, cu
   return y;
 }
 
-/* x where the query and the key exist, elsewhere -infinity */
+/* x where the query and the key exist and, if causal, the key is not later; elsewhere -infinity */
 static fd_dnn_tensor masked(struct fd_dnn_graph *g, const struct shape *s, fd_dnn_tensor x, fd_dnn_tensor length_q, fd_dnn_tensor length_k) {
   fd_dnn_tensor row = scores(g, I32, s), col = scores(g, I32, s), in_row = scores(g, BOOLEAN, s), in_col = scores(g, BOOLEAN, s);
   fd_dnn_tensor in = scores(g, BOOLEAN, s), y = scores(g, F32, s), out = fd_dnn_scalar(g, MINUS_INFINITY);
@@ -68,6 +68,12 @@ static fd_dnn_tensor masked(struct fd_dnn_graph *g, const struct shape *s, fd_dn
   fd_dnn_pointwise(g, CUDNN_POINTWISE_CMP_LT, BOOLEAN, 0, row, length_q, NULL, in_row);
   fd_dnn_pointwise(g, CUDNN_POINTWISE_CMP_LT, BOOLEAN, 0, col, length_k, NULL, in_col);
   fd_dnn_pointwise(g, CUDNN_POINTWISE_LOGICAL_AND, BOOLEAN, 0, in_row, in_col, NULL, in);
+  if (s->causal) {
+    fd_dnn_tensor not_later = scores(g, BOOLEAN, s), both = scores(g, BOOLEAN, s);
+    fd_dnn_pointwise(g, CUDNN_POINTWISE_CMP_GE, BOOLEAN, 0, row, col, NULL, not_later);
+    fd_dnn_pointwise(g, CUDNN_POINTWISE_LOGICAL_AND, BOOLEAN, 0, in, not_later, NULL, both);
+    in = both;
+  }
   fd_dnn_pointwise(g, CUDNN_POINTWISE_BINARY_SELECT, F32, 0, x, out, in, y);
   return y;
 }
@@ -148,12 +154,12 @@ static size_t dq_bytes(fd_ctx *ctx, const struct fd_cuda_sdpa *a) {
 }
 
 static fd_status find(fd_ctx *ctx, const struct fd_cuda_sdpa *a, const struct fd_dnn_plan **plan) {
-  const struct shape s = {a->B, a->N, a->M, a->A, a->K, a->E, ctx->deterministic};
+  const struct shape s = {a->B, a->N, a->M, a->A, a->K, a->E, a->causal, ctx->deterministic};
   char key[FD_DNN_KEY];
   *plan = NULL;
   if (a->E % 8) return FD_OK; /* rows are read 16 bytes at a time */
-  snprintf(key, sizeof key, "attention %s bf16, %lld sequences, %lld queries, %lld keys, %d heads, %d kv heads, head_dim %d",
-           a->backward ? "backward" : "forward", (long long)a->B, (long long)a->N, (long long)a->M, a->A, a->K, a->E);
+  snprintf(key, sizeof key, "attention %s%s bf16, %lld sequences, %lld queries, %lld keys, %d heads, %d kv heads, head_dim %d",
+           a->backward ? "backward" : "forward", a->causal ? " causal" : "", (long long)a->B, (long long)a->N, (long long)a->M, a->A, a->K, a->E);
   return fd_dnn_plan_find(ctx, key, a->backward ? backward : forward, &s, plan);
 }
 

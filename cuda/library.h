@@ -40,16 +40,15 @@ struct fd_cuda_gemm {
 fd_status fd_cuda_gemm_prepare(fd_ctx *ctx, const struct fd_cuda_gemm *g, size_t *scratch_bytes);
 fd_status fd_cuda_gemm(fd_ctx *ctx, const struct fd_cuda_gemm *g, void *scratch);
 
-/** Attention in bf16 over B sequences of equal strides: sequence b's queries are rows b N .. b N + N - 1 of q, o, d_o, dq, its keys rows
- *  b M .. b M + m[b] - 1 of k, v, dk, dv. Rows of k and v beyond m[b] must be finite; what is written there to
- *  dk and dv is undefined.
+/** Attention in bf16 over B sequences of equal strides: sequence b's queries are rows b N .. b N + n[b] - 1 of q, o, d_o, dq, its keys rows
+ *  b M .. b M + m[b] - 1 of k, v, dk, dv. Rows beyond n[b] and m[b] must be finite in what is read; what is written there is undefined.
  *  Data are aligned to 16 bytes, but n and m.
- *    n, m  in   i32 [B] on the device, n = N, 1 <= m <= M
+ *    n, m  in   i32 [B] on the device, 1 <= n <= N, 1 <= m <= M; n = N in the backward pass
  *    lse   f32 [B, A, N]: out of the forward pass, in of the backward pass */
 struct fd_cuda_sdpa {
   int64_t B, N, M;
   int A, K, E;
-  int backward;
+  int backward, causal; /* causal: query i sees keys j <= i; not in the backward pass */
   float scale;
   const void *q, *k, *v, *d_o;
   void *o; /* out; in of the backward pass */

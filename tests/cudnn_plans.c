@@ -61,7 +61,7 @@ static fd_status attention(fd_ctx *ctx, enum fd_op op, const void *args, size_t 
   for (int deterministic = 0; deterministic < 2 && st == FD_OK; deterministic++) {
     const int before = plans(ctx);
     ctx->deterministic = deterministic;
-    st = cuda_attention_regular_prepare(ctx, op, args, &found, scratch);
+    st = cuda_attention_library_prepare(ctx, op, args, &found, scratch);
     report(ctx, before, false);
   }
   ctx->deterministic = false;
@@ -95,7 +95,7 @@ static fd_status prepare(fd_ctx *ctx, enum fd_op op, const void *args, size_t *s
   if (op == FD_OP_conv2d_fwd) return convolution(ctx, args, scratch);
   if (op == FD_OP_attention_fwd) {
     const struct fd_attention_fwd_args *a = args;
-    if (a->q_stride && a->E <= 256) return attention(ctx, op, args, scratch); /* a wider head: matrix products of cuBLASLt */
+    if (a->E <= 256) return attention(ctx, op, args, scratch); /* a wider head: matrix products of cuBLASLt */
   } else if (op == FD_OP_attention_bwd) {
     return ((const struct fd_attention_bwd_args *)args)->q_stride ? attention(ctx, op, args, scratch) : FD_OK;
   }

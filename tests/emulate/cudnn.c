@@ -80,7 +80,7 @@ static int run_sdpa(void *data) {
   int *n = host_copy(&h, a->n, (size_t)a->B * sizeof(int)), *m = host_copy(&h, a->m, (size_t)a->B * sizeof(int));
   int32_t *rows = host_new(&h, (size_t)a->B * 4 * sizeof(int32_t));
   for (int64_t b = 0; b < a->B; b++) {
-    if (n[b] != a->N || m[b] < 1 || m[b] > a->M) FD_TRY(FD_FAIL(FD_ERR_ARG, "sequence %lld: lengths %d, %d", (long long)b, n[b], m[b]));
+    if (n[b] < (a->backward ? a->N : 1) || n[b] > a->N || m[b] < 1 || m[b] > a->M) FD_TRY(FD_FAIL(FD_ERR_ARG, "sequence %lld: lengths %d, %d", (long long)b, n[b], m[b]));
     rows[4 * b] = (int32_t)(b * a->N), rows[4 * b + 1] = n[b], rows[4 * b + 2] = (int32_t)(b * a->M), rows[4 * b + 3] = m[b];
   }
   fd_tensor q = {host_copy(&h, a->q, q_bytes), {Tq, a->A, a->E}, 3, FD_BF16, 0}, k = {host_copy(&h, a->k, k_bytes), {Tk, a->K, a->E}, 3, FD_BF16, 0};
@@ -91,7 +91,7 @@ static int run_sdpa(void *data) {
   if (!gaps_are_finite(a, k.data, m) || !gaps_are_finite(a, v.data, m))
     FD_TRY(FD_FAIL(FD_ERR_ARG, "attention: a row of k or v between two sequences is not finite"));
   FD_TRY(fd_ctx_create(&fd_cpu_backend, 1, NULL, &cpu));
-#define SAME .ranges = &ranges, .A = a->A, .K = a->K, .E = a->E, .scale = a->scale, .max_q = a->N, .max_k = a->M
+#define SAME .ranges = &ranges, .A = a->A, .K = a->K, .E = a->E,   .scale = a->scale, .causal = a->causal, .max_q = a->N, .max_k = a->M
   if (!a->backward) {
     o.data = host_new(&h, q_bytes);
     struct fd_attention_fwd_args args = {.q = &q, .k = &k, .v = &v, .o = &o, .lse = &lse, SAME};

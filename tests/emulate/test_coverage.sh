@@ -10,10 +10,10 @@ kernels() {
     sed 's://.*::' "$@" | tr '\n' ' ' | sed 's:/\*[^*]*\*/::g; s/__global__/\n&/g' |
         sed -n 's/^__global__//; t found; d; :found; s/__launch_bounds__ *([^()]*)//; s/(.*//; s/ *$//; s/.*[ *&]//; /./p' | sort -u
 }
-# launched FILE...: what FD_LAUNCH noted, "(ns::name<T, V>)", as plain names
-launched() { cat "$@" | sed 's/^[( ]*//; s/<.*//; s/.*:://; s/[^A-Za-z0-9_].*//' | sort -u; }
+# launched FILE...: what FD_LAUNCH noted, "(ns::name<T, V>)" or "wide ? name<8> : name<1>", as plain names
+launched() { cat "$@" | sed 's/::/@/g' | tr '?:' '\n\n' | sed 's/^[( ]*//; s/<.*//; s/.*@//; s/[^A-Za-z0-9_].*//' | sort -u; }
 
-# first of itself: of four kernels written in four ways the one that is not launched is named
+# first of itself: of five kernels written in five ways the one that is not launched is named
 cat >"$work/x.cu" <<'END'
 template <class T> __global__ void one(const T *x, int n) { }
 __global__ void __launch_bounds__(BLOCK)
@@ -23,8 +23,9 @@ template <class T, int V>
 __global__ void __launch_bounds__(256, 2) three(T *x) { } // __global__ void neither(int)
 static __global__ void
 four(int n) { }
+template <int V> __global__ void five(int n) { }
 END
-printf '%s\n' '(one<float, V>)' 'ns::two<fd::bf16>' '(four)' >"$work/x.launched"
+printf '%s\n' '(one<float, V>)' 'ns::two<fd::bf16>' '(four)' '(wide) ? ns::five<8> : ns::five<1>' >"$work/x.launched"
 kernels "$work/x.cu" >"$work/all"
 launched "$work/x.launched" >"$work/some"
 [ "$(comm -23 "$work/all" "$work/some")" = three ] || { echo "this script is wrong: it finds $(comm -23 "$work/all" "$work/some" | tr '\n' ' ')"; exit 1; }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention of regular batches in bf16 through libraries. Heads up to 256 wide: cuDNN, which never writes the scores to memory; what is here
+// Attention in bf16 through libraries: of regular batches, and (forward only) of packed sequences, which are laid out as one: 2 passes of q, k, v and o
+// beside the product, 80 % of the bandwidth expected. Heads up to 256 wide: cuDNN, which never writes the scores to memory; what is here
 // is small beside it (lengths; sums into gradients that are added to: 3 passes of dq, dk, dv, 80 % of the bandwidth expected).
 // One head wider than that (the middle of a VAE): scores = scale q k' (f32), softmax, o = p v as batched matrix products, as many pictures or
 // rows at a time as fit the scratch. 4 B N M E FLOP; beside the products 12 bytes per score move: half of the matrix peak expected for E = 512.
@@ -36,6 +37,28 @@ __global__ void __launch_bounds__(BLOCK)
     const fd::pack<V> y = fd::load_pack<V>(from + p * V);
     for (int i = 0; i < V; i++) x.f[i] += y.f[i];
     fd::store_pack<V>(to + p * V, x);
+  }
+}
+
+/* to [S, per rows] = the rows of each sequence of `from`, zeros behind its last; `which`: 0 queries, 2 keys; `packs` per row */
+__global__ void __launch_bounds__(BLOCK)
+    attention_unpack(const fd::bf16 *from, const int *ranges, int which, fd::bf16 *to, int64_t per, int64_t packs, int64_t total) {
+  for (int64_t p = (int64_t)blockIdx.x * BLOCK + threadIdx.x; p < total; p += (int64_t)BLOCK * gridDim.x) {
+    const int64_t row = p / packs, s = row / per, i = row % per;
+    const bool there = i < ranges[4 * s + which + 1];
+    fd::store_pack<V>(to + p * V, there ? fd::load_pack<V>(from + ((ranges[4 * s + which] + i) * packs + p % packs) * V) : fd::same<V>(0.0f));
+  }
+}
+
+/* The way back: o from [S, per, A E], lse from [S, A, per]. A sequence without keys was given one: its queries become 0. */
+__global__ void __launch_bounds__(BLOCK)
+    attention_pack(const fd::bf16 *from, const float *lse_from, const int *ranges, fd::bf16 *o, float *lse, int64_t per, int A, int64_t packs, int64_t total) {
+  for (int64_t p = (int64_t)blockIdx.x * BLOCK + threadIdx.x; p < total; p += (int64_t)BLOCK * gridDim.x) {
+    const int64_t row = p / packs, s = row / per, i = row % per, to = ranges[4 * s] + i, at = p % packs, per_head = packs / A;
+    const bool keys = ranges[4 * s + 3] > 0;
+    if (i >= ranges[4 * s + 1]) continue;
+    fd::store_pack<V>(o + (to * packs + at) * V, keys ? fd::load_pack<V>(from + p * V) : fd::same<V>(0.0f));
+    if (at % per_head == 0) lse[to * A + at / per_head] = keys ? lse_from[(s * A + at / per_head) * per + i] : -INFINITY;
   }
 }
 
@@ -226,14 +249,77 @@ fd_status add_rows(fd_ctx *ctx, const fd_tensor *to, const void *from, const int
                            (const fd::bf16 *)from, length, stride, total / (S * stride), total));
 }
 
+/* ---- packed sequences -------------------------------------------------------------------------------------------- */
+
+const size_t MOST_UNPACKED = (size_t)1 << 30; /* bytes; the own kernels need none */
+
+/* Behind the lengths: q, k, v, o, lse as a batch, then cuDNN's scratch. */
+struct unpacked {
+  size_t q, k, lse, all; /* bytes: of q and o each, of k and v each */
+};
+
+unpacked unpacked_of(const sdpa &s) {
+  unpacked u;
+  u.q = aligned((size_t)(s.B * s.N * s.A * s.E) * sizeof(fd::bf16));
+  u.k = aligned((size_t)(s.B * s.M * s.K * s.E) * sizeof(fd::bf16));
+  u.lse = aligned((size_t)(s.B * s.A * s.N) * sizeof(float));
+  u.all = 2 * u.q + 2 * u.k + u.lse;
+  return u;
+}
+
+sdpa packed_of(const struct fd_attention_fwd_args *a) {
+  sdpa s = {};
+  s.B = a->ranges->shape[0], s.N = a->max_q, s.M = a->max_k;
+  s.A = a->A, s.K = a->K, s.E = a->E, s.scale = a->scale, s.causal = a->causal;
+  return s;
+}
+
+bool packed_possible(const struct fd_attention_fwd_args *a) {
+  const sdpa s = packed_of(a);
+  return a->q->dtype == FD_BF16 && a->q_stride == 0 && a->window == 0 && !(a->softcap > 0) && a->E % V == 0 && a->E <= WIDEST && s.B > 0 && s.N > 0 &&
+         s.M > 0 && unpacked_of(s).all <= MOST_UNPACKED;
+}
+
+fd_status packed_prepare(fd_ctx *ctx, const struct fd_attention_fwd_args *a, int *found, size_t *scratch) {
+  const sdpa s = packed_of(a);
+  size_t bytes = 0;
+  const fd_status st = fd_cuda_sdpa_prepare(ctx, &s, found, &bytes);
+  if (*found) *scratch = 2 * length_bytes(s.B) + unpacked_of(s).all + bytes;
+  return st;
+}
+
+fd_status unpack(fd_ctx *ctx, const fd_tensor *from, const fd_tensor *ranges, int which, void *to, int64_t S, int64_t per, int64_t width) {
+  const int64_t packs = width / V, total = S * per * packs;
+  return FD_CUDA(FD_LAUNCH(attention_unpack, fd::stride_blocks(ctx, total, BLOCK), BLOCK, 0, fd_cuda_stream(ctx), (const fd::bf16 *)from->data,
+                           (const int *)ranges->data, which, (fd::bf16 *)to, per, packs, total));
+}
+
+fd_status packed_forward(fd_ctx *ctx, const struct fd_attention_fwd_args *a) {
+  sdpa s = packed_of(a);
+  const unpacked u = unpacked_of(s);
+  const int64_t q_row = (int64_t)s.A * s.E, k_row = (int64_t)s.K * s.E, total = s.B * s.N * q_row / V;
+  char *q = (char *)ctx->scratch + 2 * length_bytes(s.B), *o = q + u.q, *k = o + u.q, *v = k + u.k, *lse = v + u.k;
+  fd_status st = write_lengths(ctx, a->ranges, &s);
+  if (st == FD_OK) st = unpack(ctx, a->q, a->ranges, 0, q, s.B, s.N, q_row);
+  if (st == FD_OK) st = unpack(ctx, a->k, a->ranges, 2, k, s.B, s.M, k_row);
+  if (st == FD_OK) st = unpack(ctx, a->v, a->ranges, 2, v, s.B, s.M, k_row);
+  s.q = q, s.k = k, s.v = v, s.o = o, s.lse = (float *)lse;
+  if (st == FD_OK) st = fd_cuda_sdpa(ctx, &s, lse + u.lse);
+  if (st == FD_OK)
+    st = FD_CUDA(FD_LAUNCH(attention_pack, fd::stride_blocks(ctx, total, BLOCK), BLOCK, 0, fd_cuda_stream(ctx), (const fd::bf16 *)o, (const float *)lse,
+                           (const int *)a->ranges->data, (fd::bf16 *)a->o->data, (float *)a->lse->data, s.N, s.A, q_row / V, total));
+  return st;
+}
+
 }  // namespace
 
-extern "C" fd_status cuda_attention_regular_prepare(fd_ctx *ctx, enum fd_op op, const void *args, int *found, size_t *scratch) {
+extern "C" fd_status cuda_attention_library_prepare(fd_ctx *ctx, enum fd_op op, const void *args, int *found, size_t *scratch) {
   sdpa s;
   size_t sums = 0, bytes = 0;
   *found = 0;
   if (op == FD_OP_attention_fwd) {
     const struct fd_attention_fwd_args *a = (const struct fd_attention_fwd_args *)args;
+    if (packed_possible(a)) return packed_prepare(ctx, a, found, scratch);
     if (!possible(a)) return FD_OK;
     s = sdpa_of(a);
     if (is_wide(s)) {
@@ -254,19 +340,20 @@ extern "C" fd_status cuda_attention_regular_prepare(fd_ctx *ctx, enum fd_op op, 
   return st;
 }
 
-extern "C" fd_status cuda_attention_regular_fwd(fd_ctx *ctx, const struct fd_attention_fwd_args *a, int *found) {
+extern "C" fd_status cuda_attention_library_fwd(fd_ctx *ctx, const struct fd_attention_fwd_args *a, int *found) {
   size_t bytes;
-  fd_status st = cuda_attention_regular_prepare(ctx, FD_OP_attention_fwd, a, found, &bytes);
+  fd_status st = cuda_attention_library_prepare(ctx, FD_OP_attention_fwd, a, found, &bytes);
   if (st != FD_OK || !*found) return st;
+  if (packed_possible(a)) return packed_forward(ctx, a);
   sdpa s = sdpa_of(a);
   st = write_lengths(ctx, a->ranges, &s);
   if (st != FD_OK) return st;
   return is_wide(s) ? wide_forward(ctx, s) : fd_cuda_sdpa(ctx, &s, (char *)ctx->scratch + 2 * length_bytes(s.B));
 }
 
-extern "C" fd_status cuda_attention_regular_bwd(fd_ctx *ctx, const struct fd_attention_bwd_args *a, int *found) {
+extern "C" fd_status cuda_attention_library_bwd(fd_ctx *ctx, const struct fd_attention_bwd_args *a, int *found) {
   size_t bytes;
-  fd_status st = cuda_attention_regular_prepare(ctx, FD_OP_attention_bwd, a, found, &bytes);
+  fd_status st = cuda_attention_library_prepare(ctx, FD_OP_attention_bwd, a, found, &bytes);
   if (st != FD_OK || !*found) return st;
   sdpa s = sdpa_of_bwd(a);
   st = write_lengths(ctx, a->ranges, &s);
