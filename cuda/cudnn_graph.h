@@ -34,7 +34,7 @@ fd_dnn_tensor fd_dnn_inner(struct fd_dnn_graph *g, cudnnDataType_t type, const i
 /** y = mode(x[, b[, t]]), formed in `precision`. `axis` is for CUDNN_POINTWISE_GEN_INDEX. */
 void fd_dnn_pointwise(struct fd_dnn_graph *g, cudnnPointwiseMode_t mode, cudnnDataType_t precision, int64_t axis, fd_dnn_tensor x, fd_dnn_tensor b,
                       fd_dnn_tensor t, fd_dnn_tensor y);
-/** y = x reduced, in f32, over the dimensions where y has length 1. */
+/** y = x reduced, in f32, over the dimensions where y has length 1; from A heads to K: over each group of A / K. */
 void fd_dnn_reduce(struct fd_dnn_graph *g, cudnnReduceTensorOp_t how, fd_dnn_tensor x, fd_dnn_tensor y);
 /** c[.., m, n] = sum of a[.., m, k] b[.., k, n] in f32; m, n, k: i32 [B, 1, 1, 1], extents of each sample, or NULL. */
 void fd_dnn_matmul(struct fd_dnn_graph *g, fd_dnn_tensor a, fd_dnn_tensor b, fd_dnn_tensor c, fd_dnn_tensor m, fd_dnn_tensor n, fd_dnn_tensor k);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What libraries do for the CUDA backend: matrix products (cuBLASLt), attention and convolutions (cuDNN), sums over ranks (NCCL).
-// cuda/library.c, matmul.c, gemm.c, cudnn_*.c and collective.c on a GPU; tests/emulate/library.c, gemm.c and cudnn.c have the same functions on
-// the CPU.
+// cuda/library.c, matmul.c, gemm.c, cudnn_*.c and collective.c on a GPU. Emulated (tests/emulate), the last two stand on twins of the libraries
+// themselves (cudnn_graph.cpp, nccl.c); library.c and gemm.c there have the same functions as here.
 #ifndef FD_CUDA_LIBRARY_H
 #define FD_CUDA_LIBRARY_H
 

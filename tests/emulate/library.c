@@ -26,6 +26,7 @@ fd_status fd_cuda_library_open(fd_ctx *ctx) {
 void fd_cuda_library_close(fd_ctx *ctx) {
   struct twin *t = fd_cuda_of(ctx)->blas;
   fd_cuda_collective_close(ctx);
+  fd_dnn_close(ctx);
   if (t) fd_ctx_destroy(&t->cpu);
   free(t);
   fd_cuda_of(ctx)->blas = NULL;
