@@ -68,14 +68,15 @@ static fd_dnn_tensor masked(struct fd_dnn_graph *g, const struct shape *s, fd_dn
   fd_dnn_pointwise(g, CUDNN_POINTWISE_CMP_LT, BOOLEAN, 0, row, length_q, NULL, in_row);
   fd_dnn_pointwise(g, CUDNN_POINTWISE_CMP_LT, BOOLEAN, 0, col, length_k, NULL, in_col);
   fd_dnn_pointwise(g, CUDNN_POINTWISE_LOGICAL_AND, BOOLEAN, 0, in_row, in_col, NULL, in);
-  if (s->causal) {
-    fd_dnn_tensor not_later = scores(g, BOOLEAN, s), both = scores(g, BOOLEAN, s);
-    fd_dnn_pointwise(g, CUDNN_POINTWISE_CMP_GE, BOOLEAN, 0, row, col, NULL, not_later);
-    fd_dnn_pointwise(g, CUDNN_POINTWISE_LOGICAL_AND, BOOLEAN, 0, in, not_later, NULL, both);
-    in = both;
-  }
   fd_dnn_pointwise(g, CUDNN_POINTWISE_BINARY_SELECT, F32, 0, x, out, in, y);
-  return y;
+  if (!s->causal) return y;
+  fd_dnn_tensor query = scores(g, I32, s), key = scores(g, I32, s), not_later = scores(g, BOOLEAN, s), z = scores(g, F32, s);
+  /* in two steps, as cuDNN knows it: for one mask of both it has no plan */
+  fd_dnn_pointwise(g, CUDNN_POINTWISE_GEN_INDEX, I32, 2, y, NULL, NULL, query);
+  fd_dnn_pointwise(g, CUDNN_POINTWISE_GEN_INDEX, I32, 3, y, NULL, NULL, key);
+  fd_dnn_pointwise(g, CUDNN_POINTWISE_CMP_GE, BOOLEAN, 0, query, key, NULL, not_later);
+  fd_dnn_pointwise(g, CUDNN_POINTWISE_BINARY_SELECT, F32, 0, y, out, not_later, z);
+  return z;
 }
 
 static void forward(struct fd_dnn_graph *g, const void *shape) {

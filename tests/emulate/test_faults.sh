@@ -70,6 +70,8 @@ fault 'a run that ends before its sums' collective.c '/fd_status fd_cuda_collect
     collective.c reduce_3ranks 'cudaErrorStreamCaptureUnjoined'
 fault 'a sum that nobody waits for' collective.c '/^fd_status cuda_reduce_wait/,/^}/s/if (c->comm) return .*/if (c->comm) return FD_OK;/' \
     collective.c reduce_3ranks 'wrong == 0'
+fault 'a factor left out of a gradient' cudnn_attention.c '/ds = pointwise(g, s, CUDNN_POINTWISE_MUL, ds, scale);/d' cudnn_attention.c attention \
+    'expected .* times the tolerance'
 for pair in 'collective.c reduce_3ranks' 'adamw adamw' 'groupnorm groupnorm' 'elementwise simple' 'rmsnorm rmsnorm' 'heads heads' 'colsum colsum'; do
     unchanged $pair
 done
