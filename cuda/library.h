@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What libraries do for the CUDA backend: matrix products (cuBLASLt), attention and convolutions (cuDNN), sums over ranks (NCCL).
-// cuda/library.c, matmul.c, gemm.c, cudnn_*.c and collective.c on a GPU; tests/emulate/library.c, gemm.c and cudnn.c have the same functions on
-// the CPU.
+// cuda/library.c, matmul.c, gemm.c, cudnn_*.c and collective.c. Without a GPU tests/emulate has the libraries' own calls (cublaslt.c, nccl.c), and
+// cuDNN's part of this header (cudnn.c).
 #ifndef FD_CUDA_LIBRARY_H
 #define FD_CUDA_LIBRARY_H
 
@@ -27,7 +27,7 @@ fd_status fd_cuda_library_check(fd_ctx *ctx);
    the other runs it on the context's stream, with that scratch (aligned to 256 bytes). */
 
 /** For each b < batch: c = alpha op(a) op(b) + beta c, row-major, rows without gaps; sums in f32.
- *    a [M, K], or [K, M] if trans_a;  b [K, N], or [N, K] if trans_b;  c [M, N].  Strides of the batch in elements. */
+ *    a [M, K], or [K, M] if trans_a;  b [K, N], or [N, K] if trans_b;  c [M, N], all aligned to 16 bytes.  Strides of the batch in elements. */
 struct fd_cuda_gemm {
   int64_t M, N, K, batch;
   int trans_a, trans_b;
