@@ -8,7 +8,7 @@
 
 #include "cuda/library_state.h"
 
-enum { WORKSPACE = 32 << 20 };
+enum { WORKSPACE = 32 << 20, ALIGN = 16 /* of a, b and c (library.h); unless told, the heuristic takes 256 */ };
 
 /* What makes two batches the same for cuBLASLt. */
 struct key {
@@ -62,7 +62,10 @@ static fd_status plan_make(fd_ctx *ctx, struct fd_gemm *lt, const struct key *k,
   int n = 0;
   const cublasOperation_t first = k->trans_b ? CUBLAS_OP_T : CUBLAS_OP_N, second = k->trans_a ? CUBLAS_OP_T : CUBLAS_OP_N;
   const uint64_t workspace = WORKSPACE;
-  const uint32_t no_split = CUBLASLT_REDUCTION_SCHEME_NONE;
+  const uint32_t no_split = CUBLASLT_REDUCTION_SCHEME_NONE, align = ALIGN;
+  static const cublasLtMatmulPreferenceAttributes_t aligned_operand[] = {
+      CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+      CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
   p->key = *k;
   FD_TRY(LT(cublasLtMatmulDescCreate(&p->op, CUBLAS_COMPUTE_32F, CUDA_R_32F)));
   FD_TRY(LT(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first)));
@@ -72,10 +75,11 @@ static fd_status plan_make(fd_ctx *ctx, struct fd_gemm *lt, const struct key *k,
   FD_TRY(layout(&p->c, k->c, k->M, k->N, k->batch, k->c_stride));
   FD_TRY(LT(cublasLtMatmulPreferenceCreate(&pref)));
   FD_TRY(LT(cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace)));
+  for (int i = 0; i < 4; i++) FD_TRY(LT(cublasLtMatmulPreferenceSetAttribute(pref, aligned_operand[i], &align, sizeof align)));
   if (ctx->deterministic)
     FD_TRY(LT(cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &no_split, sizeof no_split)));
   FD_TRY(LT(cublasLtMatmulAlgoGetHeuristic(lt->handle, p->op, p->a, p->b, p->c, p->c, pref, 1, &found, &n)));
-  if (n == 0)
+  if (n == 0 || found.state != CUBLAS_STATUS_SUCCESS)
     FD_TRY(FD_FAIL(FD_ERR_UNSUPPORTED, "cuBLASLt: no algorithm for %lld products of %s [%lld, %lld] = [.., %lld] x [%lld, ..]", (long long)k->batch,
                    fd_dtype_name(k->ab), (long long)k->M, (long long)k->N, (long long)k->K, (long long)k->K));
   p->algo = found.algo;

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What libraries do for the CUDA backend: matrix products (cuBLASLt), attention and convolutions (cuDNN), sums over ranks (NCCL).
-// cuda/library.c, matmul.c, gemm.c, cudnn_*.c and collective.c on a GPU. Emulated (tests/emulate), the last two stand on twins of the libraries
-// themselves (cudnn_graph.cpp, nccl.c); library.c and gemm.c there have the same functions as here.
+// cuda/library.c, matmul.c, gemm.c, cudnn_*.c and collective.c; without a GPU they run on emulations of the libraries themselves (tests/emulate).
 #ifndef FD_CUDA_LIBRARY_H
 #define FD_CUDA_LIBRARY_H
 
@@ -27,7 +26,7 @@ fd_status fd_cuda_library_check(fd_ctx *ctx);
    the other runs it on the context's stream, with that scratch (aligned to 256 bytes). */
 
 /** For each b < batch: c = alpha op(a) op(b) + beta c, row-major, rows without gaps; sums in f32.
- *    a [M, K], or [K, M] if trans_a;  b [K, N], or [N, K] if trans_b;  c [M, N].  Strides of the batch in elements. */
+ *    a [M, K], or [K, M] if trans_a;  b [K, N], or [N, K] if trans_b;  c [M, N], all aligned to 16 bytes.  Strides of the batch in elements. */
 struct fd_cuda_gemm {
   int64_t M, N, K, batch;
   int trans_a, trans_b;

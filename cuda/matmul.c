@@ -2,7 +2,7 @@
 // Matrix products by cuBLASLt. It thinks in columns: our row-major c [M, N] is its [N, M], so it computes c' = op(b)' op(a)'.
 // Bound by arithmetic for production shapes: at least 75 % of the measured matrix peak expected in bf16.
 // f32 is plain f32 (no TF32), so that records can be compared.
-// Epilogues: bias, and c itself (acc: residual streams and gradients). Gelu stands alone nowhere in the models but in projections of one row a
+// Epilogues: bias (rounded to the type of c), and c itself (acc: residual streams and gradients). Gelu stands alone nowhere in the models but in projections of one row a
 // sample; gated units multiply two halves of a row, and residuals are gated by sample: no epilogue of the library does that (geglu.cu, gate_residual.cu).
 // Of the algorithms that the heuristic names the fastest is taken, timed once; with trainer.deterministic, or where nothing is kept (plan), its first, among those that split no
 // sum. What was timed is kept in the run folder and used again when the run goes on, so that it keeps its bits.
@@ -18,15 +18,15 @@
 #include "comm/comm.h"
 #include "cuda/library_state.h"
 
-enum { MAX_PLANS = 1024, TRY = 8, WORKSPACE = 32 << 20, REPEAT = 5, ALIGN = 16 /* what the fast kernels want */ };
+enum { MAX_KEPT = 1024, TRY = 8, WORKSPACE = 32 << 20, REPEAT = 5, ALIGN = 16 /* what the fast kernels want */ };
 #define KEPT_NAME "cuda-matmul.json"
 
 /* What makes two products the same for cuBLASLt. */
 struct key {
-  int64_t M, N, K;
+  int64_t M, N, K, ldb; /* ldb: columns of b as stored, more than K where a count leaves out some */
   int trans_a, trans_b, acc, bias;
   int align; /* bytes that divide every operand's address: ALIGN, or less for a view that begins anywhere */
-  fd_dtype ab, c, bias_type;
+  fd_dtype ab, c;
 };
 
 /* An algorithm that was timed, now or in an earlier run. */
@@ -46,9 +46,9 @@ struct plan {
 
 struct fd_blas {
   cublasLtHandle_t handle;
-  struct plan plan[MAX_PLANS];
-  int n;
-  struct kept kept[MAX_PLANS];
+  struct plan *plan;
+  int n, room;
+  struct kept kept[MAX_KEPT];
   int n_kept;
   bool looked, unsaved; /* for what the run folder keeps; kept holds what it does not */
 };
@@ -68,9 +68,9 @@ static void plan_free(struct plan *p) {
   memset(p, 0, sizeof *p);
 }
 
-/* A row-major [rows, cols] is cuBLASLt's [cols, rows] with leading dimension cols. */
-static fd_status layout(cublasLtMatrixLayout_t *l, fd_dtype type, int64_t rows, int64_t cols) {
-  return BLAS(cublasLtMatrixLayoutCreate(l, type_of(type), (uint64_t)cols, (uint64_t)rows, cols));
+/* A row-major [rows, cols] is cuBLASLt's [cols, rows] with the same leading dimension. */
+static fd_status layout(cublasLtMatrixLayout_t *l, fd_dtype type, int64_t rows, int64_t cols, int64_t ld) {
+  return BLAS(cublasLtMatrixLayoutCreate(l, type_of(type), (uint64_t)cols, (uint64_t)rows, ld));
 }
 
 /* ---- what the run folder keeps ------------------------------------------------------------------------------------ */
@@ -86,7 +86,7 @@ static char *made_on(const fd_ctx *ctx) {
 }
 
 /* Every member of a key, once for reading and writing. */
-#define KEY_MEMBERS(X) X(M) X(N) X(K) X(trans_a) X(trans_b) X(acc) X(bias) X(align) X(ab) X(c) X(bias_type)
+#define KEY_MEMBERS(X) X(M) X(N) X(K) X(ldb) X(trans_a) X(trans_b) X(acc) X(bias) X(align) X(ab) X(c)
 
 static bool read_kept(const json_t *j, struct kept *k) {
   const char *hex = json_string_value(json_object_get(j, "algorithm"));
@@ -128,7 +128,7 @@ static void load_kept(fd_ctx *ctx, struct fd_blas *blas) {
     fd_log_info("%s is from \"%s\", this is \"%s\": matrix products are timed anew", path, there, here);
   if (there && here && strcmp(there, here) == 0) {
     const json_t *list = json_object_get(root, "products");
-    for (size_t i = 0; i < json_array_size(list) && blas->n_kept < MAX_PLANS; i++)
+    for (size_t i = 0; i < json_array_size(list) && blas->n_kept < MAX_KEPT; i++)
       if (read_kept(json_array_get(list, i), &blas->kept[blas->n_kept])) blas->n_kept++;
   }
   json_decref(root);
@@ -171,7 +171,7 @@ static size_t aligned(size_t bytes) { return (bytes + 255) & ~(size_t)255; }
 static struct operands operands_of(const struct key *k) {
   struct operands o = {NULL, 0, 0, 0, 0, 0, 0};
   o.b = aligned((size_t)(k->M * k->K) * fd_dtype_bytes(k->ab));
-  o.c = o.b + aligned((size_t)(k->K * k->N) * fd_dtype_bytes(k->ab));
+  o.c = o.b + aligned((size_t)((k->trans_b ? k->N : k->K) * k->ldb) * fd_dtype_bytes(k->ab));
   o.workspace = o.c + aligned((size_t)(k->M * k->N) * fd_dtype_bytes(k->c));
   o.bias = o.workspace + WORKSPACE;
   o.bytes = o.bias + aligned((size_t)k->N * sizeof(float));
@@ -236,7 +236,7 @@ static void choose(fd_ctx *ctx, struct fd_blas *blas, struct plan *p, const cubl
   }
   if (timed && n > 1) {
     best = fastest(ctx, blas, p, found, n, &us);
-    if (isfinite(us) && (k || blas->n_kept < MAX_PLANS)) {
+    if (isfinite(us) && (k || blas->n_kept < MAX_KEPT)) {
       if (!k) k = &blas->kept[blas->n_kept++];
       *k = (struct kept){.algo = found[best].algo, .us = us};
       memcpy(&k->key, &p->key, sizeof k->key); /* padding too */
@@ -254,7 +254,8 @@ static fd_status plan_make(fd_ctx *ctx, struct fd_blas *blas, const struct key *
   int n = 0;
   const cublasOperation_t first = k->trans_b ? CUBLAS_OP_T : CUBLAS_OP_N, second = k->trans_a ? CUBLAS_OP_T : CUBLAS_OP_N;
   const cublasLtEpilogue_t epilogue = k->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
-  const cudaDataType bias_type = type_of(k->bias_type);
+  const cudaDataType bias_type = type_of(k->c);
+  const void *bias = (const void *)(uintptr_t)k->align; /* the heuristic looks at its alignment */
   const uint64_t workspace = WORKSPACE;
   const uint32_t no_split = CUBLASLT_REDUCTION_SCHEME_NONE, align = (uint32_t)k->align;
   static const cublasLtMatmulPreferenceAttributes_t aligned_operand[] = {
@@ -266,11 +267,13 @@ static fd_status plan_make(fd_ctx *ctx, struct fd_blas *blas, const struct key *
   FD_TRY(BLAS(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first)));
   FD_TRY(BLAS(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second)));
   FD_TRY(BLAS(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue)));
-  if (k->bias)
+  if (k->bias) {
     FD_TRY(BLAS(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &bias_type, sizeof bias_type)));
-  FD_TRY(k->trans_b ? layout(&p->a, k->ab, k->N, k->K) : layout(&p->a, k->ab, k->K, k->N));
-  FD_TRY(k->trans_a ? layout(&p->b, k->ab, k->K, k->M) : layout(&p->b, k->ab, k->M, k->K));
-  FD_TRY(layout(&p->c, k->c, k->M, k->N));
+    FD_TRY(BLAS(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias)));
+  }
+  FD_TRY(k->trans_b ? layout(&p->a, k->ab, k->N, k->K, k->ldb) : layout(&p->a, k->ab, k->K, k->N, k->ldb));
+  FD_TRY(k->trans_a ? layout(&p->b, k->ab, k->K, k->M, k->M) : layout(&p->b, k->ab, k->M, k->K, k->K));
+  FD_TRY(layout(&p->c, k->c, k->M, k->N, k->N));
   FD_TRY(BLAS(cublasLtMatmulPreferenceCreate(&pref)));
   FD_TRY(BLAS(cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace)));
   for (int i = 0; i < 4; i++) FD_TRY(BLAS(cublasLtMatmulPreferenceSetAttribute(pref, aligned_operand[i], &align, sizeof align)));
@@ -297,7 +300,12 @@ static fd_status plan_find(fd_ctx *ctx, const struct key *k, struct plan **out) 
       *out = &blas->plan[i];
       return FD_OK;
     }
-  if (blas->n == MAX_PLANS) return FD_FAIL(FD_ERR_UNSUPPORTED, "cuBLASLt: more than %d different matrix products", MAX_PLANS);
+  if (blas->n == blas->room) {
+    struct plan *more = realloc(blas->plan, sizeof *more * (size_t)(2 * blas->room + 64));
+    if (!more) return FD_FAIL(FD_ERR_NOMEM, "no memory for the plan of a matrix product");
+    blas->plan = more;
+    blas->room = 2 * blas->room + 64;
+  }
   fd_status st = plan_make(ctx, blas, k, &blas->plan[blas->n]);
   if (st == FD_OK) *out = &blas->plan[blas->n++];
   return st;
@@ -311,7 +319,10 @@ static int alignment(const fd_tensor *t) {
 
 static int least(int a, int b) { return a < b ? a : b; }
 
-/* `used`: rows of a in use. A bias of another type than c cannot be an epilogue; it is added behind. */
+/* An epilogue's bias has the type of c. A copy of that type lies in scratch behind the workspace. */
+static bool bias_is_cast(const struct fd_matmul_args *a) { return a->bias && a->bias->dtype != a->c->dtype; }
+
+/* `used`: rows of a in use. */
 static struct key key_of(const struct fd_matmul_args *a, int64_t used) {
   struct key k;
   memset(&k, 0, sizeof k); /* padding too: keys are compared as bytes */
@@ -320,10 +331,12 @@ static struct key key_of(const struct fd_matmul_args *a, int64_t used) {
   k.M = a->trans_a ? a_cols : used;
   k.K = a->trans_a ? used : a_cols;
   k.N = a->trans_b ? b_rows : b_cols;
+  k.ldb = b_cols;
   k.acc = a->acc != 0;
   k.align = least(alignment(a->a), least(alignment(a->b), alignment(a->c)));
-  k.bias = a->bias && a->bias->dtype == a->c->dtype;
-  k.ab = a->a->dtype, k.c = a->c->dtype, k.bias_type = k.bias ? a->bias->dtype : FD_F32;
+  k.bias = a->bias != NULL;
+  if (k.bias && !bias_is_cast(a)) k.align = least(k.align, alignment(a->bias));
+  k.ab = a->a->dtype, k.c = a->c->dtype;
   return k;
 }
 
@@ -338,6 +351,7 @@ void fd_cuda_matmul_close(fd_ctx *ctx) {
   struct fd_blas *blas = fd_cuda_of(ctx)->blas;
   if (!blas) return;
   for (int i = 0; i < blas->n; i++) plan_free(&blas->plan[i]);
+  free(blas->plan);
   if (blas->handle) cublasLtDestroy(blas->handle);
   free(blas);
   fd_cuda_of(ctx)->blas = NULL;
@@ -351,7 +365,7 @@ fd_status fd_cuda_matmul_prepare(fd_ctx *ctx, const struct fd_matmul_args *a, si
   if (fd_tensor_rows(a->c) != M || fd_tensor_cols(a->c) != N)
     return fd_op_wrong_slot(FD_OP_matmul, "c", a->c, "[%lld, %lld]", (long long)M, (long long)N);
   if (a->bias && fd_tensor_numel(a->bias) != N) return fd_op_wrong_slot(FD_OP_matmul, "bias", a->bias, "[%lld]", (long long)N);
-  *scratch_bytes = WORKSPACE;
+  *scratch_bytes = WORKSPACE + (bias_is_cast(a) ? aligned((size_t)N * fd_dtype_bytes(a->c->dtype)) : 0);
   if (M == 0 || N == 0 || K == 0) return FD_OK;
   /* with a count: every tile that its writer rounds to (an eighth of the capacity), so that no plan is made in a step */
   for (int eighth = a->count ? 1 : 8; eighth <= 8; eighth++) {
@@ -373,17 +387,24 @@ fd_status cuda_matmul(fd_ctx *ctx, const struct fd_matmul_args *a) {
   const struct key k = key_of(a, used);
   if (((struct fd_blas *)fd_cuda_of(ctx)->blas)->unsaved) save_kept(ctx, fd_cuda_of(ctx)->blas); /* the plan is complete: ops run */
   if (k.M == 0 || k.N == 0) return FD_OK;
-  if (k.K == 0) return a->acc ? FD_OK : FD_CUDA(cudaMemsetAsync(a->c->data, 0, fd_tensor_bytes(a->c), stream));
+  if (k.K == 0) {
+    if (!a->acc) st = FD_CUDA(cudaMemsetAsync(a->c->data, 0, fd_tensor_bytes(a->c), stream));
+    const struct fd_add_fwd_args add = {.x = a->c, .y = a->bias, .z = a->c};
+    return st == FD_OK && a->bias ? cuda_add_fwd(ctx, &add) : st;
+  }
   st = plan_find(ctx, &k, &p);
   if (st != FD_OK) return st;
-  if (k.bias)
-    st = BLAS(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &a->bias->data, sizeof a->bias->data));
+  if (k.bias) {
+    fd_tensor bias = *a->bias;
+    if (bias_is_cast(a)) {
+      bias.data = (char *)ctx->scratch + WORKSPACE, bias.dtype = a->c->dtype;
+      const struct fd_cast_args cast = {.x = a->bias, .y = &bias};
+      st = cuda_cast(ctx, &cast);
+    }
+    if (st == FD_OK) st = BLAS(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias.data, sizeof bias.data));
+  }
   if (st == FD_OK)
     st = BLAS(cublasLtMatmul(((struct fd_blas *)fd_cuda_of(ctx)->blas)->handle, p->op, &one, a->b->data, p->a, a->a->data, p->b,
                              a->acc ? &one : &zero, a->c->data, p->c, a->c->data, p->c, &p->algo, ctx->scratch, p->workspace, stream));
-  if (st == FD_OK && a->bias && !k.bias) {
-    struct fd_add_fwd_args add = {.x = a->c, .y = a->bias, .count = a->trans_a ? NULL : a->count, .z = a->c};
-    st = cuda_add_fwd(ctx, &add);
-  }
   return st;
 }

@@ -12,10 +12,8 @@ struct fd_emu_nccl {
   fd_comm *comm; /* borrowed */
 };
 
-static fd_comm *ranks_of_next;
 static ncclResult_t failure = ncclSuccess;
 
-void fd_emu_nccl_ranks(fd_comm *comm) { ranks_of_next = comm; }
 void fd_emu_nccl_fail(ncclResult_t error) { failure = error; }
 
 ncclResult_t ncclGetVersion(int *version) { return *version = 0, ncclSuccess; }
@@ -25,11 +23,11 @@ ncclResult_t ncclGetUniqueId(ncclUniqueId *id) {
   return ncclSuccess;
 }
 
-ncclResult_t ncclCommInitRank(ncclComm_t *out, int ranks, ncclUniqueId id, int rank) {
-  if (!ranks_of_next || fd_comm_size(ranks_of_next) != ranks || fd_comm_rank(ranks_of_next) != rank || id.internal[127] != 0x5a) return ncclInvalidArgument;
+ncclResult_t fd_emu_nccl_init(ncclComm_t *out, fd_comm *comm, int ranks, ncclUniqueId id, int rank) {
+  if (!comm || comm->size != ranks || comm->rank != rank || id.internal[127] != 0x5a) return ncclInvalidArgument;
   *out = malloc(sizeof **out);
   if (!*out) return ncclSystemError;
-  (*out)->comm = ranks_of_next;
+  (*out)->comm = comm;
   return ncclSuccess;
 }
 

@@ -16,7 +16,6 @@ typedef enum { ncclSum = 0 } ncclRedOp_t;
 
 ncclResult_t ncclGetVersion(int *version);
 ncclResult_t ncclGetUniqueId(ncclUniqueId *id);
-ncclResult_t ncclCommInitRank(ncclComm_t *comm, int ranks, ncclUniqueId id, int rank);
 ncclResult_t ncclCommDestroy(ncclComm_t comm);
 ncclResult_t ncclCommAbort(ncclComm_t comm);
 ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t *error);
@@ -26,8 +25,9 @@ ncclResult_t ncclReduceScatter(const void *from, void *to, size_t part, ncclData
 ncclResult_t ncclAllGather(const void *from, void *to, size_t part, ncclDataType_t type, ncclComm_t comm, cudaStream_t stream);
 
 struct fd_comm;
-/** The ranks of the next ncclCommInitRank: MPI knows them, a unique id here does not. */
-void fd_emu_nccl_ranks(struct fd_comm *comm);
+/** MPI knows the ranks, a unique id here does not: they are those of the caller's context. */
+ncclResult_t fd_emu_nccl_init(ncclComm_t *out, struct fd_comm *comm, int ranks, ncclUniqueId id, int rank);
+#define ncclCommInitRank(out, ranks, id, rank) fd_emu_nccl_init(out, ctx->comm, ranks, id, rank)
 /** From now on ncclCommGetAsyncError says this. */
 void fd_emu_nccl_fail(ncclResult_t error);
 
