@@ -168,12 +168,12 @@ struct operands {
 
 static size_t aligned(size_t bytes) { return (bytes + 255) & ~(size_t)255; }
 
-static struct operands operands_of(const struct key *k) {
+static struct operands operands_of(const struct key *k, size_t workspace) {
   struct operands o = {NULL, 0, 0, 0, 0, 0, 0};
   o.b = aligned((size_t)(k->M * k->K) * fd_dtype_bytes(k->ab));
   o.c = o.b + aligned((size_t)((k->trans_b ? k->N : k->K) * k->ldb) * fd_dtype_bytes(k->ab));
   o.workspace = o.c + aligned((size_t)(k->M * k->N) * fd_dtype_bytes(k->c));
-  o.bias = o.workspace + WORKSPACE;
+  o.bias = o.workspace + aligned(workspace);
   o.bytes = o.bias + aligned((size_t)k->N * sizeof(float));
   return o;
 }
@@ -196,7 +196,10 @@ static double time_algorithm(struct fd_blas *blas, const struct plan *p, const s
 
 /* The fastest of n, with operands of its own; the heuristic's first where there is no memory for them. */
 static int fastest(fd_ctx *ctx, struct fd_blas *blas, struct plan *p, const cublasLtMatmulHeuristicResult_t *found, int n, double *us) {
-  struct operands o = operands_of(&p->key);
+  size_t workspace = 0;
+  for (int i = 0; i < n; i++)
+    if (found[i].workspaceSize > workspace) workspace = found[i].workspaceSize;
+  struct operands o = operands_of(&p->key, workspace);
   const cudaStream_t stream = fd_cuda_stream(ctx);
   cudaEvent_t from = NULL, to = NULL;
   int best = 0;
@@ -221,7 +224,7 @@ static int fastest(fd_ctx *ctx, struct fd_blas *blas, struct plan *p, const cubl
 }
 
 /* An algorithm for a plan whose descriptors are made. */
-static void choose(fd_ctx *ctx, struct fd_blas *blas, struct plan *p, const cublasLtMatmulHeuristicResult_t *found, int n) {
+static void choose(fd_ctx *ctx, struct fd_blas *blas, struct plan *p, size_t limit, const cublasLtMatmulHeuristicResult_t *found, int n) {
   cublasLtMatmulHeuristicResult_t checked;
   double us;
   int best = 0;
@@ -229,7 +232,7 @@ static void choose(fd_ctx *ctx, struct fd_blas *blas, struct plan *p, const cubl
   if (timed && !blas->looked) load_kept(ctx, blas);
   struct kept *k = timed ? find_kept(blas, &p->key) : NULL;
   if (k && cublasLtMatmulAlgoCheck(blas->handle, p->op, p->a, p->b, p->c, p->c, &k->algo, &checked) == CUBLAS_STATUS_SUCCESS &&
-      checked.workspaceSize <= WORKSPACE) {
+      checked.workspaceSize <= limit) {
     p->algo = k->algo;
     p->workspace = checked.workspaceSize;
     return;
@@ -247,7 +250,7 @@ static void choose(fd_ctx *ctx, struct fd_blas *blas, struct plan *p, const cubl
   p->workspace = found[best].workspaceSize;
 }
 
-static fd_status plan_make(fd_ctx *ctx, struct fd_blas *blas, const struct key *k, struct plan *p) {
+static fd_status plan_make(fd_ctx *ctx, struct fd_blas *blas, const struct key *k, size_t limit, struct plan *p) {
   fd_status st = FD_OK;
   cublasLtMatmulPreference_t pref = NULL;
   cublasLtMatmulHeuristicResult_t found[TRY];
@@ -256,7 +259,7 @@ static fd_status plan_make(fd_ctx *ctx, struct fd_blas *blas, const struct key *
   const cublasLtEpilogue_t epilogue = k->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
   const cudaDataType bias_type = type_of(k->c);
   const void *bias = (const void *)(uintptr_t)k->align; /* the heuristic looks at its alignment */
-  const uint64_t workspace = WORKSPACE;
+  const uint64_t workspace = limit;
   const uint32_t no_split = CUBLASLT_REDUCTION_SCHEME_NONE, align = (uint32_t)k->align;
   static const cublasLtMatmulPreferenceAttributes_t aligned_operand[] = {
       CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
@@ -286,14 +289,15 @@ static fd_status plan_make(fd_ctx *ctx, struct fd_blas *blas, const struct key *
   if (usable == 0)
     FD_TRY(FD_FAIL(FD_ERR_UNSUPPORTED, "cuBLASLt: no algorithm for %s [%lld, %lld] = [.., %lld] x [.., %lld]", fd_dtype_name(k->ab),
                    (long long)k->M, (long long)k->N, (long long)k->K, (long long)k->N));
-  choose(ctx, blas, p, found, usable);
+  choose(ctx, blas, p, limit, found, usable);
 done:
   if (pref) cublasLtMatmulPreferenceDestroy(pref);
   if (st != FD_OK) plan_free(p);
   return st;
 }
 
-static fd_status plan_find(fd_ctx *ctx, const struct key *k, struct plan **out) {
+/* limit: bytes of workspace that a new plan may want; a plan that exists was prepared with its own. */
+static fd_status plan_find(fd_ctx *ctx, const struct key *k, size_t limit, struct plan **out) {
   struct fd_blas *blas = fd_cuda_of(ctx)->blas;
   for (int i = 0; i < blas->n; i++)
     if (memcmp(&blas->plan[i].key, k, sizeof *k) == 0) {
@@ -306,7 +310,7 @@ static fd_status plan_find(fd_ctx *ctx, const struct key *k, struct plan **out) 
     blas->plan = more;
     blas->room = 2 * blas->room + 64;
   }
-  fd_status st = plan_make(ctx, blas, k, &blas->plan[blas->n]);
+  fd_status st = plan_make(ctx, blas, k, limit, &blas->plan[blas->n]);
   if (st == FD_OK) *out = &blas->plan[blas->n++];
   return st;
 }
@@ -319,8 +323,11 @@ static int alignment(const fd_tensor *t) {
 
 static int least(int a, int b) { return a < b ? a : b; }
 
-/* An epilogue's bias has the type of c. A copy of that type lies in scratch behind the workspace. */
+/* An epilogue's bias has the type of c. A copy of that type lies in scratch before the workspace. */
 static bool bias_is_cast(const struct fd_matmul_args *a) { return a->bias && a->bias->dtype != a->c->dtype; }
+static size_t bias_bytes(const struct fd_matmul_args *a) {
+  return bias_is_cast(a) ? aligned((size_t)fd_tensor_numel(a->bias) * fd_dtype_bytes(a->c->dtype)) : 0;
+}
 
 /* `used`: rows of a in use. */
 static struct key key_of(const struct fd_matmul_args *a, int64_t used) {
@@ -364,15 +371,17 @@ fd_status fd_cuda_matmul_prepare(fd_ctx *ctx, const struct fd_matmul_args *a, si
   if (Kb != K) return fd_op_wrong_slot(FD_OP_matmul, "b", a->b, "inner length %lld", (long long)K);
   if (fd_tensor_rows(a->c) != M || fd_tensor_cols(a->c) != N)
     return fd_op_wrong_slot(FD_OP_matmul, "c", a->c, "[%lld, %lld]", (long long)M, (long long)N);
+  if (a->c->dtype != a->a->dtype && a->c->dtype != FD_F32) return fd_op_wrong_slot(FD_OP_matmul, "c", a->c, "%s or f32", fd_dtype_name(a->a->dtype));
   if (a->bias && fd_tensor_numel(a->bias) != N) return fd_op_wrong_slot(FD_OP_matmul, "bias", a->bias, "[%lld]", (long long)N);
-  *scratch_bytes = WORKSPACE + (bias_is_cast(a) ? aligned((size_t)N * fd_dtype_bytes(a->c->dtype)) : 0);
+  *scratch_bytes = bias_bytes(a);
   if (M == 0 || N == 0 || K == 0) return FD_OK;
   /* with a count: every tile that its writer rounds to (an eighth of the capacity), so that no plan is made in a step */
   for (int eighth = a->count ? 1 : 8; eighth <= 8; eighth++) {
     struct plan *p;
     const struct key k = key_of(a, (rows * eighth + 7) / 8);
-    fd_status st = plan_find(ctx, &k, &p);
+    fd_status st = plan_find(ctx, &k, WORKSPACE, &p);
     if (st != FD_OK) return st;
+    if (bias_bytes(a) + p->workspace > *scratch_bytes) *scratch_bytes = bias_bytes(a) + p->workspace;
   }
   return FD_OK;
 }
@@ -392,12 +401,12 @@ fd_status cuda_matmul(fd_ctx *ctx, const struct fd_matmul_args *a) {
     const struct fd_add_fwd_args add = {.x = a->c, .y = a->bias, .z = a->c};
     return st == FD_OK && a->bias ? cuda_add_fwd(ctx, &add) : st;
   }
-  st = plan_find(ctx, &k, &p);
+  st = plan_find(ctx, &k, ctx->scratch_bytes - bias_bytes(a), &p);
   if (st != FD_OK) return st;
   if (k.bias) {
     fd_tensor bias = *a->bias;
     if (bias_is_cast(a)) {
-      bias.data = (char *)ctx->scratch + WORKSPACE, bias.dtype = a->c->dtype;
+      bias.data = ctx->scratch, bias.dtype = a->c->dtype;
       const struct fd_cast_args cast = {.x = a->bias, .y = &bias};
       st = cuda_cast(ctx, &cast);
     }
@@ -405,6 +414,6 @@ fd_status cuda_matmul(fd_ctx *ctx, const struct fd_matmul_args *a) {
   }
   if (st == FD_OK)
     st = BLAS(cublasLtMatmul(((struct fd_blas *)fd_cuda_of(ctx)->blas)->handle, p->op, &one, a->b->data, p->a, a->a->data, p->b,
-                             a->acc ? &one : &zero, a->c->data, p->c, a->c->data, p->c, &p->algo, ctx->scratch, p->workspace, stream));
+                             a->acc ? &one : &zero, a->c->data, p->c, a->c->data, p->c, &p->algo, p->workspace ? (char *)ctx->scratch + bias_bytes(a) : NULL, p->workspace, stream));
   return st;
 }

@@ -13,7 +13,7 @@ static void train(fd_comm *world, int ranks, const char *run, const char *backen
   const long launches = fd_emu_graph_launches();
   fd_status st = fd_comm_split(world, fd_comm_rank(world) < ranks ? 0 : -1, &comm);
   if (st == FD_OK && comm) {
-    const char *const set[] = {backend_text, batch, "trainer.max_steps=4", "data.resolution=32", more, NULL};
+    const char *const set[] = {backend_text, batch, "trainer.max_steps=4", "data.resolution=32", "trainer.deterministic=true", more, NULL};
     st = tt_train(comm, run, set);
     if (st != FD_OK) printf("%s: %s: %s (%s)\n", run, fd_status_name(st), fd_status_message(), fd_status_where());
     /* the first step is issued; then text, VAE, forward, backward and the optimiser are replayed */
