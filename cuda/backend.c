@@ -59,7 +59,7 @@ static const struct {
     [FD_OP_conv2d_fwd] = {.prepare = cuda_conv2d_prepare, .checks = true},
     [FD_OP_conv2d_bwd_data] = {.prepare = cuda_conv2d_prepare, .checks = true},
     [FD_OP_conv2d_bwd_weights] = {.prepare = cuda_conv2d_prepare, .checks = true},
-    [FD_OP_matmul] = {.prepare = fd_cuda_library_prepare, .checks = true},
+    [FD_OP_matmul] = {.prepare = cuda_matmul_prepare, .checks = true},
 };
 
 static fd_status cuda_prepare(fd_ctx *ctx, enum fd_op op, const void *args, size_t *scratch_bytes) {
@@ -280,7 +280,7 @@ static fd_status cuda_sync(fd_ctx *ctx) {
   if (fd_comm_size(ctx->comm) == 1) return FD_CUDA(cudaStreamSynchronize(fd_cuda_stream(ctx)));
   fd_comm_set_waiting(ctx->comm, true);
   while ((e = cudaStreamQuery(fd_cuda_stream(ctx))) == cudaErrorNotReady) {
-    FD_TRY(fd_cuda_library_check(ctx));
+    FD_TRY(fd_cuda_collective_check(ctx));
     FD_TRY(fd_comm_progress(ctx->comm));
     usleep(WAIT_US);
   }
@@ -347,7 +347,7 @@ const struct fd_backend fd_cuda_backend = {
     .seconds = cuda_seconds,
     .mark_free = cuda_mark_free,
     .count_steps = FD_CUDA_COUNT_STEPS,
-    .join = fd_cuda_library_join,
+    .join = fd_cuda_collective_join,
     .record_begin = fd_cuda_record_begin,
     .record_end = fd_cuda_record_end,
     .record_fits = fd_cuda_record_fits,

@@ -9,7 +9,7 @@
 #include <string.h>
 
 #include "comm/comm.h"
-#include "cuda/library_state.h"
+#include "cuda/library.h"
 
 enum { MAX_REQUESTS = 1024 };
 

@@ -146,7 +146,7 @@ fd_status prepare(fd_ctx *ctx, enum what what, const plan &p, const fd_tensor *y
       product m;
       size_t bytes;
       product_of(&m, what, p, n, NULL, y, NULL, w, bias, acc ? 16u : 0u);
-      fd_status st = fd_cuda_library_prepare(ctx, FD_OP_matmul, &m.args, &bytes);
+      fd_status st = cuda_matmul_prepare(ctx, FD_OP_matmul, &m.args, &bytes);
       if (st != FD_OK) return st;
       if (bytes > most) most = bytes;
     }

@@ -34,8 +34,7 @@ struct fd_cuda {
   cudaEvent_t comm_event;
   cudaEvent_t join_event[2]; /* around the wait for all sums: what was not hidden behind computation */
   bool joined;               /* they were recorded and not read yet */
-  void *blas;               /* cublasLtHandle_t and its plans (cuda/matmul.c) */
-  void *gemm;               /* the same for batches (cuda/gemm.c) */
+  void *blas;               /* cublasLtHandle_t and its plans (cuda/gemm.c) */
   void *dnn;                /* cudnnHandle_t and its plans (cuda/cudnn_graph.c) */
   void *nccl;               /* ncclComm_t (cuda/collective.c) */
   struct {

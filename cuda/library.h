@@ -12,28 +12,37 @@ extern "C" {
 
 fd_status fd_cuda_library_open(fd_ctx *ctx);
 void fd_cuda_library_close(fd_ctx *ctx);
-/** Checks shapes, makes plans (cached by shape), says how much scratch the op needs. */
-fd_status fd_cuda_library_prepare(fd_ctx *ctx, enum fd_op op, const void *args, size_t *scratch_bytes);
-
 /** "cuBLASLt 13.1, cuDNN 9.19.0, NCCL 2.28.9" */
 void fd_cuda_library_versions(char *out, size_t bytes);
+/* ---- the parts of cuda/library.c; cuDNN (cudnn_graph.h) opens itself with its first plan ---- */
+
+fd_status fd_cuda_gemm_open(fd_ctx *ctx);
+void fd_cuda_gemm_close(fd_ctx *ctx);
+fd_status fd_cuda_collective_open(fd_ctx *ctx);
+void fd_cuda_collective_close(fd_ctx *ctx);
 /** Later ops come after all sums that were started. */
-fd_status fd_cuda_library_join(fd_ctx *ctx);
-/** FD_ERR_COMM if a library of another rank has failed, which would leave this one waiting for ever. */
-fd_status fd_cuda_library_check(fd_ctx *ctx);
+fd_status fd_cuda_collective_join(fd_ctx *ctx);
+/** FD_ERR_COMM if NCCL failed on another rank, which would leave this one waiting for ever. */
+fd_status fd_cuda_collective_check(fd_ctx *ctx);
+
+/* ---- work that kernels and ops hand over ---- */
+
+/** The op matmul: checks shapes, makes plans, says how much scratch it needs. */
+fd_status cuda_matmul_prepare(fd_ctx *ctx, enum fd_op op, const void *args, size_t *scratch_bytes);
 
 /* The functions below come in pairs: _prepare makes the plan and says how much scratch it wants, and may be called with no data;
    the other runs it on the context's stream, with that scratch (aligned to 256 bytes). */
 
-/** For each b < batch: c = alpha op(a) op(b) + beta c, row-major, rows without gaps; sums in f32.
- *    a [M, K], or [K, M] if trans_a;  b [K, N], or [N, K] if trans_b;  c [M, N], all aligned to 16 bytes.  Strides of the batch in elements. */
+/** For each matrix of the batch: c = alpha op(a) op(b) + bias + beta c, row-major; sums in f32.
+ *    a [M, K], or [K, M] if trans_a;  b [K, N], or [N, K] if trans_b, rows ldb elements apart (0: no gaps);  c [M, N];  bias [N] as c.
+ *  Strides of the batch in elements. Operands that are not aligned to 16 bytes are slower. */
 struct fd_cuda_gemm {
   int64_t M, N, K, batch;
-  int trans_a, trans_b;
+  int trans_a, trans_b, has_bias;
   fd_dtype ab, c_type; /* bf16 -> bf16 | f32, f32 -> f32 */
-  int64_t a_stride, b_stride, c_stride;
+  int64_t ldb, a_stride, b_stride, c_stride;
   float alpha, beta;
-  const void *a, *b;
+  const void *a, *b, *bias;
   void *c;
 };
 fd_status fd_cuda_gemm_prepare(fd_ctx *ctx, const struct fd_cuda_gemm *g, size_t *scratch_bytes);

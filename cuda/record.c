@@ -57,7 +57,7 @@ bool fd_cuda_record_fits(fd_ctx *ctx, const void *recording) {
 fd_status fd_cuda_replay(fd_ctx *ctx, void *recording) {
   struct fd_cuda *c = ctx->state;
   const struct fd_cuda_recording *r = recording;
-  fd_status st = fd_cuda_library_check(ctx);
+  fd_status st = fd_cuda_collective_check(ctx);
   if (st == FD_OK) st = FD_CUDA(cudaGraphLaunch(r->exec, c->stream));
   if (st == FD_OK && r->joins) c->joined = true;
   return st;

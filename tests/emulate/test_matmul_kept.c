@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// cuda/matmul.c on the emulated cuBLASLt: which algorithms it takes, when it times them, what it keeps in the run folder and when it believes
+// cuda/matmul.c and gemm.c on the emulated cuBLASLt: which algorithms it takes, when it times them, what it keeps in the run folder and when it believes
 // that; operands anywhere in memory; and that no plan is made in a run. And what the emulation itself refuses.
 #include <cublasLt.h>
 #include <jansson.h>
@@ -22,7 +22,7 @@ static int checks, failed;
     if (!(c)) failed++, printf("%s:%d: %s\n", __FILE__, __LINE__, #c); \
   } while (0)
 
-static char folder[] = "/tmp/fdhpc-matmul-XXXXXX", file[64];
+static char folder[] = "matmul-kept-XXXXXX", file[64]; /* where the test runs */
 
 enum { N = 24, K = 40 };
 
