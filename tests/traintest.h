@@ -127,6 +127,26 @@ done:
   return st;
 }
 
+/* A run on the first `ranks` ranks that ends with status `want`, the others wait. Collective over world. */
+TT_UNUSED static void tt_train_on(fd_comm *world, int ranks, const char *run, fd_status want, const char *const *more) {
+  fd_comm *comm = NULL;
+  if (fd_comm_split(world, fd_comm_rank(world) < ranks ? 0 : -1, &comm) != FD_OK) {
+    CHECK(!"split");
+    return;
+  }
+  if (comm) {
+    const fd_status st = tt_train(comm, run, more);
+    CHECK(st == want);
+    if (st != want) printf("%s: %s: %s (%s)\n", run, fd_status_name(st), fd_status_message(), fd_status_where());
+    fd_comm_destroy(&comm);
+  }
+  fd_comm_barrier(world);
+}
+
+#define TT_SETTINGS(...) ((const char *const[]){__VA_ARGS__, NULL})
+
+enum { TT_MOST_STEPS = 64 };
+
 struct tt_row {
   long step;
   double loss, norm, lr;
@@ -190,6 +210,46 @@ out:
   free(names);
   for (int i = 0; i < 2; i++) fd_h5_close(&file[i]);
   return worst;
+}
+
+/* Rows of two runs, as many as `steps` (below TT_MOST_STEPS) each; false, and a failed check, if they are not. */
+TT_UNUSED static bool tt_two(const char *run_a, const char *run_b, int steps, struct tt_row *a, struct tt_row *b) {
+  CHECK(steps < TT_MOST_STEPS);
+  if (steps >= TT_MOST_STEPS) return false;
+  const int n = tt_metrics(run_a, a, steps + 1), m = tt_metrics(run_b, b, steps + 1);
+  CHECK(n == steps && m == steps);
+  return n == steps && m == steps;
+}
+
+TT_UNUSED static void tt_show(const char *run_a, const char *run_b, const struct tt_row *a, const struct tt_row *b, int steps) {
+  for (int i = 0; i < steps; i++)
+    if (strcmp(a[i].text, b[i].text))
+      printf("%s, %s: step %ld: loss %.9g and %.9g (%.2g), norm %.9g and %.9g (%.2g), rate %g and %g\n", run_a, run_b, a[i].step, a[i].loss, b[i].loss,
+             tt_relative(a[i].loss, b[i].loss), a[i].norm, b[i].norm, tt_relative(a[i].norm, b[i].norm), a[i].lr, b[i].lr);
+}
+
+/* The same learning rates; losses within `first` at step 1 and `loss` at all, gradient norms within `norm`, relative. Local. */
+TT_UNUSED static void tt_check_close(const char *run_a, const char *run_b, int steps, double first, double loss, double norm) {
+  struct tt_row a[TT_MOST_STEPS], b[TT_MOST_STEPS];
+  if (!tt_two(run_a, run_b, steps, a, b)) return;
+  bool ok = tt_relative(a[0].loss, b[0].loss) <= first;
+  for (int i = 0; i < steps; i++)
+    ok = ok && tt_relative(a[i].loss, b[i].loss) <= loss && tt_relative(a[i].norm, b[i].norm) <= norm && a[i].lr == b[i].lr;
+  CHECK(ok);
+  if (!ok) tt_show(run_a, run_b, a, b, steps);
+}
+
+/* The same bits in every row and in the checkpoints after the last step. Local. */
+TT_UNUSED static void tt_check_same(const char *run_a, const char *run_b, int steps) {
+  struct tt_row a[TT_MOST_STEPS], b[TT_MOST_STEPS];
+  if (!tt_two(run_a, run_b, steps, a, b)) return;
+  bool ok = true;
+  for (int i = 0; i < steps; i++) ok = ok && !strcmp(a[i].text, b[i].text);
+  CHECK(ok);
+  if (!ok) tt_show(run_a, run_b, a, b, steps);
+  const double d = tt_compare(run_a, run_b, steps);
+  CHECK(d == 0);
+  if (d != 0) printf("%s, %s: checkpoints differ by %g\n", run_a, run_b, d);
 }
 
 /* Start again with kernels of AVX2 at most: before MPI, since both oneDNN and our clones are chosen once. */

@@ -7,44 +7,20 @@
 enum { STEPS = 4 };
 
 static void train(fd_comm *world, int ranks, const char *run, const char *backend, const char *batch, const char *more) {
-  fd_comm *comm = NULL;
   char backend_text[64];
   snprintf(backend_text, sizeof backend_text, "trainer.backend=%s", backend);
-  const long launches = fd_emu_graph_launches();
-  fd_status st = fd_comm_split(world, fd_comm_rank(world) < ranks ? 0 : -1, &comm);
-  if (st == FD_OK && comm) {
-    const char *const set[] = {backend_text, batch, "trainer.max_steps=4", "data.resolution=32", "trainer.deterministic=true", more, NULL};
-    st = tt_train(comm, run, set);
-    if (st != FD_OK) printf("%s: %s: %s (%s)\n", run, fd_status_name(st), fd_status_message(), fd_status_where());
-    /* the first step is issued; then text, VAE, forward, backward and the optimiser are replayed */
-    const bool records = !strcmp(backend, "cuda") && !(more && strstr(more, "cuda_graph=false"));
-    CHECK(records ? fd_emu_graph_launches() - launches >= 5 * (STEPS - 1) : fd_emu_graph_launches() == launches);
-    fd_comm_destroy(&comm);
-  }
-  CHECK(st == FD_OK);
-  fd_comm_barrier(world);
+  const long before = fd_emu_graph_launches();
+  tt_train_on(world, ranks, run, FD_OK,
+              TT_SETTINGS(backend_text, batch, "trainer.max_steps=4", "data.resolution=32", "trainer.deterministic=true", more));
+  /* the first step is issued; then text, VAE, forward, backward and the optimiser are replayed */
+  const long launches = fd_emu_graph_launches() - before;
+  const bool records = fd_comm_rank(world) < ranks && !strcmp(backend, "cuda") && !(more && strstr(more, "cuda_graph=false"));
+  CHECK(records ? launches >= 5 * (STEPS - 1) : launches == 0);
 }
 
-/* Losses and gradient norms within `tolerance`, relative. */
+/* Losses within `tolerance`, gradient norms within ten of it, relative. */
 static void close_to(const char *run_a, const char *run_b, double tolerance) {
-  struct tt_row a[STEPS + 1], b[STEPS + 1];
-  const int n = tt_metrics(run_a, a, STEPS + 1), m = tt_metrics(run_b, b, STEPS + 1);
-  CHECK(n == STEPS && m == STEPS);
-  for (int i = 0; i < n && i < m; i++) {
-    const bool ok = tt_relative(a[i].loss, b[i].loss) <= tolerance && tt_relative(a[i].norm, b[i].norm) <= 10 * tolerance;
-    CHECK(ok);
-    if (!ok) printf("%s, %s: step %ld: loss %.9g and %.9g, norm %.9g and %.9g\n", run_a, run_b, a[i].step, a[i].loss, b[i].loss, a[i].norm, b[i].norm);
-  }
-}
-
-static void same_bits(const char *run_a, const char *run_b) {
-  struct tt_row a[STEPS + 1], b[STEPS + 1];
-  const int n = tt_metrics(run_a, a, STEPS + 1), m = tt_metrics(run_b, b, STEPS + 1);
-  CHECK(n == STEPS && m == STEPS);
-  for (int i = 0; i < n && i < m; i++) CHECK(!strcmp(a[i].text, b[i].text));
-  const double d = tt_compare(run_a, run_b, STEPS);
-  CHECK(d == 0);
-  if (d != 0) printf("%s, %s: checkpoints differ by %g\n", run_a, run_b, d);
+  tt_check_close(run_a, run_b, STEPS, tolerance, tolerance, 10 * tolerance);
 }
 
 int main(void) {
@@ -71,7 +47,7 @@ int main(void) {
     close_to("cuda3", "cpu", 1e-5);
     close_to("accumulated", "cpu", 1e-5);
     close_to("cuda16", "cpu16", 0.02);
-    same_bits("issued", "cuda3");
+    tt_check_same("issued", "cuda3", STEPS);
   }
   tt_end(world);
   int64_t failed = tt_failed;
