@@ -90,15 +90,22 @@ static fd_status batch_alloc(struct bench *b) {
   return FD_OK;
 }
 
+/* Caption `key`, of `least` to `most` tokens; their number. */
+static int32_t caption_draw(const struct bench *b, uint64_t key, int64_t least, int64_t most, int32_t *ids) {
+  const float vocab = (float)b->parts.text_encoder->dims.vocab;
+  const int32_t n = (int32_t)(least + (int64_t)(fd_rng_uniform(1, FD_RNG_SYNTHETIC, key, 0) * (float)(most - least + 1)));
+  for (int32_t k = 0; k < n; k++) ids[k] = (int32_t)(fd_rng_uniform(1, FD_RNG_SYNTHETIC, key, (uint32_t)k + 1) * vocab);
+  return n;
+}
+
 /* Captions of `least` to `most` tokens; pictures stay, they cost the same. */
 static void batch_draw(struct bench *b, int64_t step, int64_t least, int64_t most) {
-  const int64_t B = b->opt->data.batch_size, vocab = b->parts.text_encoder->dims.vocab;
+  const int64_t B = b->opt->data.batch_size;
   int64_t at = 0;
   for (int64_t i = 0; i < B; i++) {
     const uint64_t key = (uint64_t)(step * B + i);
-    b->lengths[i] = (int32_t)(least + (int64_t)(fd_rng_uniform(1, FD_RNG_SYNTHETIC, key, 0) * (float)(most - least + 1)));
-    for (int32_t k = 0; k < b->lengths[i]; k++)
-      b->ids[at++] = (int32_t)(fd_rng_uniform(1, FD_RNG_SYNTHETIC, key, (uint32_t)k + 1) * (float)vocab);
+    b->lengths[i] = caption_draw(b, key, least, most, b->ids + at);
+    at += b->lengths[i];
     const float u = fd_density_u(&b->parts.density, fd_density_draw(&b->parts.density, 1, key));
     fd_density_at(&b->parts.density, b->parts.scheduler, u, &b->sigma[i], &b->timestep[i], &b->weight[i]);
     b->sample_index[i] = (int64_t)key;
@@ -242,8 +249,8 @@ static double resident_bytes(void) {
 }
 
 static double planned_bytes(const struct bench *b) {
-  struct fd_step_bytes p = {0};
-  if (b->step) fd_step_bytes(b->step, &p);
+  struct fd_step_bytes p;
+  fd_step_bytes(b->step, &p);
   return (double)(p.weights + p.gradients + p.master + p.moments + p.ema + p.frozen + p.copies + p.activations) + b->program_bytes;
 }
 
@@ -422,14 +429,12 @@ static fd_status run_sampling(struct bench *b, void *user) {
 static fd_status bench_sample(struct bench *b, int64_t times, int64_t least, int64_t most) {
   fd_status st = FD_OK;
   struct sampling s = {.n = (int)b->opt->gen.batch_size};
-  const int64_t vocab = b->parts.text_encoder->dims.vocab;
   int32_t *ids = malloc((size_t)(s.n * most) * sizeof *ids);
   s.request = calloc((size_t)s.n, sizeof *s.request);
   s.rgb = malloc((size_t)(s.n * b->opt->gen.H * b->opt->gen.W * 3));
   if (!ids || !s.request || !s.rgb) FD_TRY(FD_FAIL(FD_ERR_NOMEM, "no memory for a batch of pictures"));
   for (int i = 0; i < s.n; i++) {
-    const int n = (int)(least + (int64_t)(fd_rng_uniform(1, FD_RNG_SYNTHETIC, (uint64_t)i, 0) * (float)(most - least + 1)));
-    for (int k = 0; k < n; k++) ids[i * most + k] = (int32_t)(fd_rng_uniform(1, FD_RNG_SYNTHETIC, (uint64_t)i, (uint32_t)k + 1) * (float)vocab);
+    const int n = caption_draw(b, (uint64_t)i, least, most, ids + i * most);
     s.request[i] = (struct fd_sample_request){.seed = 1, .prompt_index = (uint32_t)i, .ids = ids + i * most, .n_ids = n};
   }
   FD_TRY(fd_parts_sampler(&b->parts, b->ctx, s.n, &s.sampler));
@@ -458,43 +463,28 @@ static void close_step(struct bench *b) {
   fd_step_destroy(&b->step);
 }
 
-/* Weights alone. */
-static fd_status open_weights(struct bench *b) {
-  fd_status st = FD_OK;
-  FD_TRY(fd_parts_open(b->opt, FD_PARTS_CONFIG_ONLY, &b->parts));
-  if (b->parts.shipped) fd_log_info("configurations come from input/models; weights are random");
-  FD_TRY(fd_parts_layout(&b->parts, 1));
-  b->program_bytes = resident_bytes();
-  FD_TRY(fd_params_alloc(b->parts.dit->params, b->ctx, b->parts.dtype, false));
-  FD_TRY(fd_params_alloc(b->parts.text_encoder->params, b->ctx, b->parts.dtype, false));
-  FD_TRY(fd_params_alloc(b->parts.vae->params, b->ctx, b->parts.dtype, false));
-  FD_TRY(fd_model_init(b->parts.text_encoder, 2, NULL, NULL));
-  FD_TRY(fd_model_init(b->parts.vae, 3, NULL, NULL));
-  FD_TRY(fd_model_init(b->parts.dit, 1, NULL, NULL));
-  FD_TRY(batch_alloc(b));
-done:
-  return st;
-}
-
 /* ---- the command ------------------------------------------------------------------------------------------------- */
 
-static fd_status open_bench(struct bench *b, fd_comm *comm) {
+/* Random weights and a batch; with the step that trains them, or weights alone. */
+static fd_status open_bench(struct bench *b, int ranks, bool trains) {
   fd_status st = FD_OK;
   struct fd_step_config config;
   FD_TRY(fd_parts_open(b->opt, FD_PARTS_CONFIG_ONLY, &b->parts));
   if (b->parts.shipped) fd_log_info("configurations come from input/models; weights are random");
-  FD_TRY(fd_parts_layout(&b->parts, fd_comm_size(comm)));
-  fd_parts_step(&b->parts, b->opt->data.max_prompt_length, &config);
-  FD_TRY(fd_step_create(b->ctx, &config, &b->step));
+  FD_TRY(fd_parts_layout(&b->parts, trains ? ranks : 1));
+  if (trains) {
+    fd_parts_step(&b->parts, b->opt->data.max_prompt_length, &config);
+    FD_TRY(fd_step_create(b->ctx, &config, &b->step));
+  }
   b->program_bytes = resident_bytes();
-  FD_TRY(fd_params_alloc(b->parts.dit->params, b->ctx, b->parts.dtype, true));
+  FD_TRY(fd_params_alloc(b->parts.dit->params, b->ctx, b->parts.dtype, trains));
   FD_TRY(fd_params_alloc(b->parts.text_encoder->params, b->ctx, b->parts.dtype, false));
   FD_TRY(fd_params_alloc(b->parts.vae->params, b->ctx, b->parts.dtype, false));
-  FD_TRY(fd_step_alloc(b->step));
+  if (trains) FD_TRY(fd_step_alloc(b->step));
   FD_TRY(fd_model_init(b->parts.text_encoder, 2, NULL, NULL));
   FD_TRY(fd_model_init(b->parts.vae, 3, NULL, NULL));
-  FD_TRY(fd_model_init(b->parts.dit, 1, fd_optim_fill, fd_step_optim(b->step)));
-  FD_TRY(fd_optim_publish(fd_step_optim(b->step)));
+  FD_TRY(fd_model_init(b->parts.dit, 1, trains ? fd_optim_fill : NULL, trains ? fd_step_optim(b->step) : NULL));
+  if (trains) FD_TRY(fd_optim_publish(fd_step_optim(b->step)));
   FD_TRY(batch_alloc(b));
 done:
   return st;
@@ -505,7 +495,7 @@ static fd_status bench_step(struct bench *b, fd_comm *comm, int64_t steps, int64
   const int64_t warmup = 2, images = b->opt->data.batch_size * b->opt->trainer.gradient_accumulation_steps * fd_comm_size(comm);
   double *each = malloc((size_t)steps * sizeof *each);
   if (!each) st = FD_FAIL(FD_ERR_NOMEM, "no memory for the times of %lld steps", (long long)steps);
-  if (st == FD_OK) st = open_bench(b, comm);
+  if (st == FD_OK) st = open_bench(b, fd_comm_size(comm), true);
   FD_TRY(fd_agree(comm, st));
   FD_TRY(fd_matmul_peak(b->ctx, b->parts.dtype, &b->peak));
   for (int64_t i = 0; i < warmup; i++) FD_TRY(one_step(b, i, least, most));
@@ -572,7 +562,7 @@ static fd_status run_bench(struct fd_run *run) {
   if (wanted[0]) FD_TRY(bench_step(b, run->comm, steps, least, most));
   close_step(b);
   if (!wanted[0]) {
-    st = open_weights(b);
+    st = open_bench(b, ranks, false);
     FD_TRY(fd_agree(run->comm, st));
     FD_TRY(fd_matmul_peak(b->ctx, b->parts.dtype, &b->peak));
   }

@@ -142,7 +142,7 @@ static struct fd_recording *find_recording(fd_graph *g, int first, int last, boo
 }
 
 /* A library that refuses to be recorded costs speed, not the run: it is said once, and nothing was executed. */
-static fd_status record(fd_graph *g, struct fd_recording *r) {
+static void record(fd_graph *g, struct fd_recording *r) {
   fd_ctx *ctx = g->ctx;
   char why[1024] = "";
   fd_status st = ctx->backend->record_begin(ctx);
@@ -152,11 +152,10 @@ static fd_status record(fd_graph *g, struct fd_recording *r) {
     const fd_status end = ctx->backend->record_end(ctx, st == FD_OK ? &r->what : NULL);
     if (st == FD_OK) st = end;
   }
-  if (st == FD_OK) return FD_OK;
+  if (st == FD_OK) return;
   fd_log_warn("graph %s: its ops cannot be recorded, so each step issues them one by one (as with trainer.cuda_graph = false): %s", g->name,
               *why ? why : fd_status_message());
   ctx->record = false;
-  return FD_OK;
 }
 
 fd_status fd_graph_run_nodes(fd_graph *g, int first, int last) {
@@ -170,7 +169,7 @@ fd_status fd_graph_run_nodes(fd_graph *g, int first, int last) {
   struct fd_recording *r = find_recording(g, first, last, &seen);
   /* the first time libraries load what they need, which cannot be recorded */
   if (!r || !seen) return run_ops(g, first, last);
-  if (!r->what) FD_TRY(record(g, r));
+  if (!r->what) record(g, r);
   st = r->what ? ctx->backend->replay(ctx, r->what) : run_ops(g, first, last);
 done:
   return st;

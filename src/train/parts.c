@@ -146,11 +146,11 @@ done:
 
 /* "auto" is each rank's own choice, but they must compute alike. */
 static fd_status same_backend(fd_comm *comm, const struct fd_backend *backend) {
-  int64_t i = 0, least, most;
+  int64_t i = 0;
   while (fd_backend_at((int)i) && fd_backend_at((int)i) != backend) i++;
-  least = most = i;
-  fd_status st = fd_comm_allreduce_i64(comm, &least, 1, FD_COMM_MIN);
-  if (st == FD_OK) st = fd_comm_allreduce_i64(comm, &most, 1, FD_COMM_MAX);
+  int64_t ends[2] = {i, -i};
+  const fd_status st = fd_comm_allreduce_i64(comm, ends, 2, FD_COMM_MIN);
+  const int64_t least = ends[0], most = -ends[1];
   if (st != FD_OK || least == most) return st;
   if (i == least) return FD_OK; /* the others say it */
   return FD_FAIL(FD_ERR_UNSUPPORTED,
