@@ -4,20 +4,13 @@
 # other machines are played by a libcuda.so.1 that is of an old driver, or finds no GPU.
 case $top_builddir in /*) ;; *) top_builddir=$PWD/$top_builddir ;; esac
 fdhpc=$top_builddir/fdhpc
+. "$(dirname "$0")/demo_run.sh"
 work=$(mktemp -d) && cd "$work" || exit 1
 trap 'rm -rf "$work"' EXIT
 passed=0 failed=0
 OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES=
 export OMP_NUM_THREADS CUDA_VISIBLE_DEVICES
-demo=$FDHPC_INPUT/demo
-"$fdhpc" demo d --samples 8 --prompts 2 2>/dev/null || exit 1
-cat >x.cfg <<END
-extends = "$FDHPC_INPUT/demo.cfg";
-trainer = { max_steps = 1; checkpoint_dir = "run"; checkpointing_steps = 0; sampling_steps = 0; };
-model = { base = "$demo/text_encoder"; };
-vae = { pretrained_model_name_or_path = "$demo/vae"; };
-data = { data_path = "d/shapes-000000.tar"; batch_size = 4; tokenizer = "$demo/tokenizer"; };
-END
+demo_run x.cfg || exit 1
 
 # run NAME BACKEND EXIT 'PATTERN': what is printed matches
 run() {

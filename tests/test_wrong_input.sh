@@ -6,6 +6,7 @@
 start=$PWD
 case $top_builddir in /*) ;; *) top_builddir=$PWD/$top_builddir ;; esac
 fdhpc=$top_builddir/fdhpc
+. "$(dirname "$0")/demo_run.sh"
 work=$(mktemp -d) && cd "$work" || exit 1
 trap 'rm -rf "$work"' EXIT
 rows=0 failed=0
@@ -131,14 +132,7 @@ wrong 'vae: neither encode nor decode' 2 'the first word is "encrypt", expected 
 # ---- training: the demo, eight pictures, one step
 OMP_NUM_THREADS=1
 export OMP_NUM_THREADS
-"$fdhpc" demo d --samples 8 --prompts 2 2>/dev/null || failed=1
-cat >base.cfg <<END
-extends = "$FDHPC_INPUT/demo.cfg";
-trainer = { max_steps = 1; checkpoint_dir = "run"; checkpointing_steps = 0; sampling_steps = 0; };
-model = { base = "$demo/text_encoder"; };
-vae = { pretrained_model_name_or_path = "$demo/vae"; };
-data = { data_path = "d/shapes-000000.tar"; batch_size = 4; tokenizer = "$demo/tokenizer"; };
-END
+demo_run base.cfg || failed=1
 
 # train NAME EXIT 'PATTERN' KEY=VALUE...
 train() {
