@@ -45,7 +45,7 @@ __device__ __forceinline__ float warp_max(float v) {
   return v;
 }
 
-__device__ __forceinline__ float capped(const shape &a, float s) { return a.softcap > 0 ? a.softcap * fd::tanh_exp(s / a.softcap) : s; }
+__device__ __forceinline__ float capped(const shape &a, float s) { return a.softcap > 0 ? a.softcap * tanhf(s / a.softcap) : s; }
 /* d capped / d s, from the capped score */
 __device__ __forceinline__ float cap_slope(const shape &a, float capped) {
   const float t = a.softcap > 0 ? capped / a.softcap : 0.0f;

@@ -103,8 +103,6 @@ __global__ void __launch_bounds__(BLOCK)
 
 /* ---- which way, and what it needs -------------------------------------------------------------------------------- */
 
-size_t aligned(size_t bytes) { return (bytes + 255) & ~(size_t)255; }
-
 /* Both passes' args begin alike, but their slots differ: what the choice depends on. */
 template <class Args> bool possible(const Args *a) {
   return a->q->dtype == FD_BF16 && !a->causal && a->window == 0 && !(a->softcap > 0) && a->E % V == 0 &&
@@ -147,7 +145,7 @@ sdpa part_of(const sdpa &s, int64_t b, int64_t n) {
   return p;
 }
 
-size_t length_bytes(int64_t S) { return aligned((size_t)S * sizeof(int)); }
+size_t length_bytes(int64_t S) { return fd_cuda_aligned((size_t)S * sizeof(int)); }
 
 fd_status write_lengths(fd_ctx *ctx, const fd_tensor *ranges, sdpa *s) {
   int *n = (int *)ctx->scratch, *m = (int *)((char *)ctx->scratch + length_bytes(s->B));
@@ -189,8 +187,8 @@ gemm output_of(const sdpa &s, int64_t pictures, int64_t rows) {
 
 bool is_wide(const sdpa &s) { return s.A == 1 && s.K == 1 && s.E > WIDEST && s.M % V == 0; }
 
-size_t score_bytes(const sdpa &s, const chunk &c) { return aligned((size_t)(c.pictures * c.rows * s.M) * sizeof(float)); }
-size_t p_bytes(const sdpa &s, const chunk &c) { return aligned((size_t)(c.pictures * c.rows * s.M) * sizeof(fd::bf16)); }
+size_t score_bytes(const sdpa &s, const chunk &c) { return fd_cuda_aligned((size_t)(c.pictures * c.rows * s.M) * sizeof(float)); }
+size_t p_bytes(const sdpa &s, const chunk &c) { return fd_cuda_aligned((size_t)(c.pictures * c.rows * s.M) * sizeof(fd::bf16)); }
 
 fd_status wide_prepare(fd_ctx *ctx, const sdpa &s, size_t *scratch) {
   const chunk c = chunk_of(s);
@@ -239,7 +237,7 @@ fd_status wide_forward(fd_ctx *ctx, const sdpa &s) {
 enum { DQ = 7, DK, DV }; /* slots */
 
 /* A gradient that is added to is written to scratch first. */
-size_t sum_bytes(const struct fd_attention_bwd_args *a, int slot, const fd_tensor *t) { return a->acc >> slot & 1 ? aligned(fd_tensor_bytes(t)) : 0; }
+size_t sum_bytes(const struct fd_attention_bwd_args *a, int slot, const fd_tensor *t) { return a->acc >> slot & 1 ? fd_cuda_aligned(fd_tensor_bytes(t)) : 0; }
 
 size_t sums_bytes(const struct fd_attention_bwd_args *a) { return sum_bytes(a, DQ, a->dq) + sum_bytes(a, DK, a->dk) + sum_bytes(a, DV, a->dv); }
 
@@ -260,9 +258,9 @@ struct unpacked {
 
 unpacked unpacked_of(const sdpa &s) {
   unpacked u;
-  u.q = aligned((size_t)(s.B * s.N * s.A * s.E) * sizeof(fd::bf16));
-  u.k = aligned((size_t)(s.B * s.M * s.K * s.E) * sizeof(fd::bf16));
-  u.lse = aligned((size_t)(s.B * s.A * s.N) * sizeof(float));
+  u.q = fd_cuda_aligned((size_t)(s.B * s.N * s.A * s.E) * sizeof(fd::bf16));
+  u.k = fd_cuda_aligned((size_t)(s.B * s.M * s.K * s.E) * sizeof(fd::bf16));
+  u.lse = fd_cuda_aligned((size_t)(s.B * s.A * s.N) * sizeof(float));
   u.all = 2 * u.q + 2 * u.k + u.lse;
   return u;
 }

@@ -80,8 +80,16 @@ plan plan_of(const fd_tensor *x, const fd_tensor *y, const fd_tensor *w, int str
   p.chunk = one ? (int64_t)(MOST_ROWS_BYTES / one) : p.B;
   if (p.chunk < 1) p.chunk = 1;
   if (p.chunk > p.B) p.chunk = p.B;
-  p.rows_bytes = p.direct ? 0 : (one * (size_t)p.chunk + 255) & ~(size_t)255;
-  p.weights_bytes = w->dtype == x->dtype ? 0 : ((size_t)(p.O * p.K) * fd_dtype_bytes(x->dtype) + 255) & ~(size_t)255;
+  p.rows_bytes = p.direct ? 0 : fd_cuda_aligned(one * (size_t)p.chunk);
+  p.weights_bytes = w->dtype == x->dtype ? 0 : fd_cuda_aligned((size_t)(p.O * p.K) * fd_dtype_bytes(x->dtype));
+  return p;
+}
+
+/* Of the data's gradient: the product writes rows in fp32, which are then gathered. */
+plan data_plan_of(const struct fd_conv2d_bwd_data_args *a) {
+  plan p = plan_of(a->dx, a->dy, a->w, a->stride, a->pad_top, a->pad_left);
+  p.direct = false;
+  p.rows_bytes = fd_cuda_aligned((size_t)(p.chunk * p.g.Ho * p.g.Wo * p.K) * sizeof(float));
   return p;
 }
 
@@ -184,8 +192,6 @@ template <class T> fd_status gather(fd_ctx *ctx, const plan &p, const float *row
 
 /* ---- by a library ------------------------------------------------------------------------------------------------ */
 
-size_t aligned(size_t bytes) { return (bytes + 255) & ~(size_t)255; }
-
 /* One convolution for the library, and how scratch is cut for it: weights in its order, bias in bf16, x's gradient before it is added, its own. */
 struct job {
   struct fd_cuda_conv c;
@@ -211,11 +217,21 @@ fd_status job_of(fd_ctx *ctx, fd_cuda_conv_op op, const Args *a, const fd_tensor
   c->x = x->data, c->w = w->data, c->y = y->data, c->bias = fd::data(bias), c->residual = fd::data(residual);
   j->acc = acc;
   if (op == FD_CUDA_CONV_WEIGHTS ? sides > 1 || acc : sides > 1 || w->dtype != FD_BF16)
-    j->weights = aligned((size_t)fd_tensor_numel(w) * (op == FD_CUDA_CONV_WEIGHTS ? sizeof(float) : sizeof(fd::bf16)));
-  if (bias && bias->dtype != FD_BF16) j->bias = aligned((size_t)c->O * sizeof(fd::bf16));
+    j->weights = fd_cuda_aligned((size_t)fd_tensor_numel(w) * (op == FD_CUDA_CONV_WEIGHTS ? sizeof(float) : sizeof(fd::bf16)));
+  if (bias && bias->dtype != FD_BF16) j->bias = fd_cuda_aligned((size_t)c->O * sizeof(fd::bf16));
   c->f32_data = op == FD_CUDA_CONV_DATA && acc; /* the sum with what is there is rounded once */
-  if (c->f32_data) j->sum = aligned((size_t)fd_tensor_numel(x) * sizeof(float));
+  if (c->f32_data) j->sum = fd_cuda_aligned((size_t)fd_tensor_numel(x) * sizeof(float));
   return fd_cuda_conv_prepare(ctx, c, found, &j->own);
+}
+
+fd_status job_of(fd_ctx *ctx, const struct fd_conv2d_fwd_args *a, int *found, job *j) {
+  return job_of(ctx, FD_CUDA_CONV_FORWARD, a, a->x, a->w, a->y, a->bias, a->residual, false, found, j);
+}
+fd_status job_of(fd_ctx *ctx, const struct fd_conv2d_bwd_data_args *a, int *found, job *j) {
+  return job_of(ctx, FD_CUDA_CONV_DATA, a, a->dx, a->w, a->dy, NULL, NULL, (a->acc >> 2 & 1) != 0, found, j);
+}
+fd_status job_of(fd_ctx *ctx, const struct fd_conv2d_bwd_weights_args *a, int *found, job *j) {
+  return job_of(ctx, FD_CUDA_CONV_WEIGHTS, a, a->x, a->dw, a->dy, NULL, NULL, (a->acc >> 2 & 1) != 0, found, j);
 }
 
 fd_status to_library(fd_ctx *ctx, const fd_tensor *w, void *out, int64_t I, int64_t sides) {
@@ -265,16 +281,12 @@ fd_status check(enum fd_op op, const fd_tensor *x, const fd_tensor *w, const fd_
 extern "C" fd_status cuda_conv2d_library_prepare(fd_ctx *ctx, enum fd_op op, const void *args, int *found, size_t *scratch) {
   job j;
   fd_status st;
-  if (op == FD_OP_conv2d_fwd) {
-    const struct fd_conv2d_fwd_args *a = (const struct fd_conv2d_fwd_args *)args;
-    st = job_of(ctx, FD_CUDA_CONV_FORWARD, a, a->x, a->w, a->y, a->bias, a->residual, false, found, &j);
-  } else if (op == FD_OP_conv2d_bwd_data) {
-    const struct fd_conv2d_bwd_data_args *a = (const struct fd_conv2d_bwd_data_args *)args;
-    st = job_of(ctx, FD_CUDA_CONV_DATA, a, a->dx, a->w, a->dy, NULL, NULL, (a->acc >> 2 & 1) != 0, found, &j);
-  } else {
-    const struct fd_conv2d_bwd_weights_args *a = (const struct fd_conv2d_bwd_weights_args *)args;
-    st = job_of(ctx, FD_CUDA_CONV_WEIGHTS, a, a->x, a->dw, a->dy, NULL, NULL, (a->acc >> 2 & 1) != 0, found, &j);
-  }
+  if (op == FD_OP_conv2d_fwd)
+    st = job_of(ctx, (const struct fd_conv2d_fwd_args *)args, found, &j);
+  else if (op == FD_OP_conv2d_bwd_data)
+    st = job_of(ctx, (const struct fd_conv2d_bwd_data_args *)args, found, &j);
+  else
+    st = job_of(ctx, (const struct fd_conv2d_bwd_weights_args *)args, found, &j);
   if (*found) *scratch = bytes_of(j);
   return st;
 }
@@ -302,10 +314,7 @@ extern "C" fd_status cuda_conv2d_prepare(fd_ctx *ctx, enum fd_op op, const void 
     if (st != FD_OK || found) return st;
     fd_tensor w = *a->w;
     w.dtype = a->dx->dtype;
-    plan p = plan_of(a->dx, a->dy, a->w, a->stride, a->pad_top, a->pad_left);
-    p.direct = false; /* the product writes rows, which are then gathered */
-    p.rows_bytes = ((size_t)(p.chunk * p.g.Ho * p.g.Wo * p.K) * sizeof(float) + 255) & ~(size_t)255;
-    return prepare(ctx, DATA, p, a->dy, &w, NULL, scratch);
+    return prepare(ctx, DATA, data_plan_of(a), a->dy, &w, NULL, scratch);
   }
   const struct fd_conv2d_bwd_weights_args *a = (const struct fd_conv2d_bwd_weights_args *)args;
   st = check(op, a->x, a->dw, a->dy, "dw", "dy", a->stride, a->pad_top, a->pad_left, a->pad_bottom, a->pad_right);
@@ -324,7 +333,7 @@ extern "C" fd_status cuda_conv2d_prepare(fd_ctx *ctx, enum fd_op op, const void 
 extern "C" fd_status cuda_conv2d_fwd(fd_ctx *ctx, const struct fd_conv2d_fwd_args *a) {
   int found;
   job j;
-  fd_status st = job_of(ctx, FD_CUDA_CONV_FORWARD, a, a->x, a->w, a->y, a->bias, a->residual, false, &found, &j);
+  fd_status st = job_of(ctx, a, &found, &j);
   if (st != FD_OK) return st;
   if (found) return run_job(ctx, &j, a->x, a->w, a->bias);
   const plan p = plan_of(a->x, a->y, a->w, a->stride, a->pad_top, a->pad_left);
@@ -350,11 +359,10 @@ extern "C" fd_status cuda_conv2d_bwd_data(fd_ctx *ctx, const struct fd_conv2d_bw
   const bool acc = (a->acc >> 2 & 1) != 0;
   int found;
   job j;
-  fd_status st = job_of(ctx, FD_CUDA_CONV_DATA, a, a->dx, a->w, a->dy, NULL, NULL, acc, &found, &j);
+  fd_status st = job_of(ctx, a, &found, &j);
   if (st != FD_OK) return st;
   if (found) return run_job(ctx, &j, a->dx, a->w, NULL);
-  plan p = plan_of(a->dx, a->dy, a->w, a->stride, a->pad_top, a->pad_left);
-  p.rows_bytes = ((size_t)(p.chunk * p.g.Ho * p.g.Wo * p.K) * sizeof(float) + 255) & ~(size_t)255;
+  const plan p = data_plan_of(a);
   fd_tensor w;
   st = weights_of(ctx, p, a->w, a->dx->dtype, &w);
   for (int64_t b = 0; b < p.B && st == FD_OK; b += p.chunk) {
@@ -391,7 +399,7 @@ static fd_status multiply_weights(fd_ctx *ctx, const struct fd_conv2d_bwd_weight
 extern "C" fd_status cuda_conv2d_bwd_weights(fd_ctx *ctx, const struct fd_conv2d_bwd_weights_args *a) {
   int found;
   job j;
-  fd_status st = job_of(ctx, FD_CUDA_CONV_WEIGHTS, a, a->x, a->dw, a->dy, NULL, NULL, (a->acc >> 2 & 1) != 0, &found, &j);
+  fd_status st = job_of(ctx, a, &found, &j);
   if (st == FD_OK) st = found ? run_job(ctx, &j, a->x, a->dw, NULL) : multiply_weights(ctx, a);
   if (st == FD_OK && a->dbias) {
     struct fd_colsum_args sum = {};

@@ -67,6 +67,8 @@ fd_status fd_cuda_status(cudaError_t e, const char *what, const char *file, int 
 #define FD_CUDA(call) fd_cuda_status((call), #call, __FILE__, __LINE__)
 
 static inline struct fd_cuda *fd_cuda_of(fd_ctx *ctx) { return (struct fd_cuda *)ctx->state; }
+/** Parts of an op's scratch begin at multiples of 256 bytes. */
+static inline size_t fd_cuda_aligned(size_t bytes) { return (bytes + 255) & ~(size_t)255; }
 static inline cudaStream_t fd_cuda_stream(fd_ctx *ctx) { return fd_cuda_of(ctx)->stream; }
 
 #define X(name, slots) fd_status cuda_##name(fd_ctx *ctx, const struct fd_##name##_args *a);

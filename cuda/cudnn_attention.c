@@ -148,10 +148,10 @@ static void backward(struct fd_dnn_graph *g, const void *shape) {
 
 /* Scratch: delta and the sums of dq (backward), then cuDNN's workspace. */
 static size_t delta_bytes(const struct fd_cuda_sdpa *a) {
-  return a->backward ? ((size_t)(a->B * a->A * a->N) * sizeof(float) + 255) & ~(size_t)255 : 0;
+  return a->backward ? fd_cuda_aligned((size_t)(a->B * a->A * a->N) * sizeof(float)) : 0;
 }
 static size_t dq_bytes(fd_ctx *ctx, const struct fd_cuda_sdpa *a) {
-  return a->backward && !ctx->deterministic ? ((size_t)(a->B * a->A * a->N) * (size_t)a->E * sizeof(float) + 255) & ~(size_t)255 : 0;
+  return a->backward && !ctx->deterministic ? fd_cuda_aligned((size_t)(a->B * a->A * a->N) * (size_t)a->E * sizeof(float)) : 0;
 }
 
 static fd_status find(fd_ctx *ctx, const struct fd_cuda_sdpa *a, const struct fd_dnn_plan **plan) {

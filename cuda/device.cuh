@@ -187,10 +187,6 @@ static __global__ void __launch_bounds__(TILE)
 
 /* ---- activations: derivative beside value ---- */
 
-static __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
-/* small u: no difference of near numbers */
-static __device__ __forceinline__ float tanh_exp(float u) { return tanhf(u); }
-
 static __device__ __forceinline__ float gelu_inner(float x) { return 0.7978845608028654f * (x + 0.044715f * x * x * x); }
 
 /* Value and derivative of an activation: one exponential and one division for both. */

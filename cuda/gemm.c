@@ -172,11 +172,9 @@ struct operands {
   size_t a, b, c, workspace, bias, bytes;
 };
 
-static size_t aligned(size_t bytes) { return (bytes + 255) & ~(size_t)255; }
-
 /* Bytes of one operand of all batches, whose matrices have n elements each. */
 static size_t operand_bytes(const struct key *k, int64_t n, int64_t stride, fd_dtype type) {
-  return aligned((size_t)((k->batch - 1) * stride + n) * fd_dtype_bytes(type));
+  return fd_cuda_aligned((size_t)((k->batch - 1) * stride + n) * fd_dtype_bytes(type));
 }
 
 static struct operands operands_of(const struct key *k, size_t workspace) {
@@ -184,8 +182,8 @@ static struct operands operands_of(const struct key *k, size_t workspace) {
   o.b = operand_bytes(k, k->M * k->K, k->a_stride, k->ab);
   o.c = o.b + operand_bytes(k, (k->trans_b ? k->N : k->K) * k->ldb, k->b_stride, k->ab);
   o.workspace = o.c + operand_bytes(k, k->M * k->N, k->c_stride, k->c);
-  o.bias = o.workspace + aligned(workspace);
-  o.bytes = o.bias + aligned((size_t)k->N * sizeof(float));
+  o.bias = o.workspace + fd_cuda_aligned(workspace);
+  o.bytes = o.bias + fd_cuda_aligned((size_t)k->N * sizeof(float));
   return o;
 }
 

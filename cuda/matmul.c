@@ -9,7 +9,7 @@
 /* An epilogue's bias has the type of c. A copy of that type lies in scratch before the workspace. */
 static bool bias_is_cast(const struct fd_matmul_args *a) { return a->bias && a->bias->dtype != a->c->dtype; }
 static size_t bias_bytes(const struct fd_matmul_args *a) {
-  return bias_is_cast(a) ? ((size_t)fd_tensor_numel(a->bias) * fd_dtype_bytes(a->c->dtype) + 255) & ~(size_t)255 : 0;
+  return bias_is_cast(a) ? fd_cuda_aligned((size_t)fd_tensor_numel(a->bias) * fd_dtype_bytes(a->c->dtype)) : 0;
 }
 
 /* `used`: rows of a in use. */
