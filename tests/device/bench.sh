@@ -89,6 +89,7 @@ theirs() {
     try "PyTorch, round $1, $2" "$python" tests/device/bench_torch.py --input input --what "$2" --steps "$steps" --batch "$batch" --sample_batch "$batch" \
         --least_tokens $least --most_tokens $most ${parameters:+--dit_parameters "$parameters"} --json "$work/torch-$1-${2%%,*}.json" $torch_more
 }
+try "every op by itself" "$build/tests/device/bench_kernels"
 for r in $(seq "$rounds"); do
     ours "$r" step
     theirs "$r" step

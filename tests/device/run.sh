@@ -41,6 +41,7 @@ mapfile -t tests < <(bash "$here/check.sh" --build "$build" --source "$top" --li
 mkdir -p "$tree/build/tests/device" "$tree/source/tests/device"
 cp "$build/fdhpc" "$tree/build/"
 cp "$build/tests/judge" "$tree/build/tests/"
+tests+=(bench_kernels)
 for t in "${tests[@]}"; do cp "$build/tests/device/$t" "$tree/build/tests/device/"; done
 find "$tree/build" -type f -exec strip {} +
 cp -r "$top/input" "$tree/source/"
