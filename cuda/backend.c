@@ -13,7 +13,7 @@
 #include "cpu/cpu.h"
 #include "cuda/library.h"
 
-enum { WAIT_US = 20 }; /* between two looks at the stream */
+enum { WAIT_US = 20 /* between two looks at the stream */, STAGE = 4 << 20 /* bytes of a half */ };
 
 static const struct fd_ops kernels = {
 #define X(name, slots) .name = cuda_##name,
@@ -104,6 +104,9 @@ static void cuda_close(fd_ctx *ctx) {
   if (c->comm_event) cudaEventDestroy(c->comm_event);
   for (int i = 0; i < 2; i++)
     if (c->join_event[i]) cudaEventDestroy(c->join_event[i]);
+  for (int i = 0; i < 2; i++)
+    if (c->stage_done[i]) cudaEventDestroy(c->stage_done[i]);
+  if (c->stage) cudaFreeHost(c->stage);
   if (c->comm_stream) cudaStreamDestroy(c->comm_stream);
   if (c->stream) cudaStreamDestroy(c->stream);
   free(c);
@@ -124,6 +127,8 @@ static fd_status open_device(fd_ctx *ctx) {
   FD_TRY(FD_CUDA(cudaStreamCreateWithFlags(&c->comm_stream, cudaStreamNonBlocking)));
   FD_TRY(FD_CUDA(cudaEventCreateWithFlags(&c->comm_event, cudaEventDisableTiming)));
   for (int i = 0; i < 2; i++) FD_TRY(FD_CUDA(cudaEventCreate(&c->join_event[i])));
+  FD_TRY(FD_CUDA(cudaMallocHost((void **)&c->stage, 2 * (size_t)STAGE)));
+  for (int i = 0; i < 2; i++) FD_TRY(FD_CUDA(cudaEventCreateWithFlags(&c->stage_done[i], cudaEventDisableTiming)));
 done:
   return st;
 }
@@ -258,8 +263,23 @@ done:
 }
 
 static fd_status cuda_to_device(fd_ctx *ctx, void *dst, const void *src, size_t bytes) {
-  if (bytes == sizeof(int32_t)) remember_word(ctx->state, dst, src);
-  return FD_CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, fd_cuda_stream(ctx)));
+  fd_status st = FD_OK;
+  struct fd_cuda *c = ctx->state;
+  if (bytes == sizeof(int32_t)) remember_word(c, dst, src);
+  for (size_t done = 0, n; done < bytes; done += n, c->stage_used += n) {
+    if (c->stage_used == STAGE) { /* the other half, once its copies are over (none yet: at once) */
+      FD_TRY(FD_CUDA(cudaEventRecord(c->stage_done[c->stage_half], c->stream)));
+      c->stage_half ^= 1;
+      c->stage_used = 0;
+      FD_TRY(FD_CUDA(cudaEventSynchronize(c->stage_done[c->stage_half])));
+    }
+    char *at = c->stage + (size_t)c->stage_half * STAGE + c->stage_used;
+    n = bytes - done < STAGE - c->stage_used ? bytes - done : STAGE - c->stage_used;
+    memcpy(at, (const char *)src + done, n);
+    FD_TRY(FD_CUDA(cudaMemcpyAsync((char *)dst + done, at, n, cudaMemcpyHostToDevice, c->stream)));
+  }
+done:
+  return st;
 }
 
 /* Seconds between the events around the last wait for sums, once it is over. */

@@ -2,8 +2,8 @@
 // Sums and parts between ranks by NCCL, on a stream of their own: `start` waits for the gradients by an event, `wait` makes the ops behind it
 // wait for the result. Ranks that share one GPU cannot use NCCL (it refuses); theirs go through host memory and MPI.
 // Bytes over each link: ring all-reduce 2 (n - 1) / n of the tensor, reduce-scatter and all-gather (n - 1) / n.
-// Invariant: when a run of ops ends (join), the stream of ops comes after all that was started; so a run can be recorded alone, and a wait in a
-// later run has nothing to do.
+// Invariant: when a run of ops ends (join), the stream of ops comes after all that was started, so a wait in a later run has nothing to do. Nothing
+// here is ever recorded: src/graph/exec.c says why.
 #include <nccl.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,6 +41,7 @@ fd_status fd_cuda_collective_open(fd_ctx *ctx) {
     ctx->record = false; /* MPI is not on a stream */
     return FD_OK;
   }
+  setenv("NCCL_RUNTIME_CONNECT", "0", 0); /* NCCL takes its buffers now, not with the first sum, when the memory is given away */
   memset(&id, 0, sizeof id);
   if (ctx->comm->rank == 0) st = NCCL(ncclGetUniqueId(&id));
   FD_TRY(fd_agree(ctx->comm, st));
@@ -143,10 +144,10 @@ fd_status fd_cuda_collective_join(fd_ctx *ctx) {
   struct fd_cuda *cuda = ctx->state;
   struct fd_nccl *c = cuda->nccl;
   if (c->n_open == 0) return FD_OK;
-  FD_TRY(fd_cuda_record_event(ctx, cuda->join_event[0]));
+  FD_TRY(FD_CUDA(cudaEventRecord(cuda->join_event[0], cuda->stream)));
   FD_TRY(FD_CUDA(cudaEventRecord(cuda->comm_event, cuda->comm_stream)));
   FD_TRY(FD_CUDA(cudaStreamWaitEvent(cuda->stream, cuda->comm_event, 0)));
-  FD_TRY(fd_cuda_record_event(ctx, cuda->join_event[1]));
+  FD_TRY(FD_CUDA(cudaEventRecord(cuda->join_event[1], cuda->stream)));
   cuda->joined = true;
 done:
   memset(c->open, 0, sizeof c->open);

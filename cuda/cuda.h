@@ -34,6 +34,10 @@ struct fd_cuda {
   cudaEvent_t comm_event;
   cudaEvent_t join_event[2]; /* around the wait for all sums: what was not hidden behind computation */
   bool joined;               /* they were recorded and not read yet */
+  char *stage;               /* pinned, two halves: copies to the device start here, so that the caller's memory is free at once */
+  size_t stage_used;         /* of the half in use */
+  int stage_half;
+  cudaEvent_t stage_done[2]; /* behind the last copy from each half */
   void *blas;               /* cublasLtHandle_t and its plans (cuda/gemm.c) */
   void *dnn;                /* cudnnHandle_t and its plans (cuda/cudnn_graph.c) */
   void *nccl;               /* ncclComm_t (cuda/collective.c) */
@@ -54,8 +58,6 @@ fd_status fd_cuda_replay(fd_ctx *ctx, void *recording);
 void fd_cuda_record_free(fd_ctx *ctx, void **recording);
 /** A count was looked at: the recording being made holds for this value only. */
 fd_status fd_cuda_record_saw(fd_ctx *ctx, const void *at, int32_t value);
-/** An event whose time is read by the host, in a recording or not. */
-fd_status fd_cuda_record_event(fd_ctx *ctx, cudaEvent_t event);
 /** The host's copy of a word on the device; false: not known. */
 bool fd_cuda_word(const struct fd_cuda *c, const void *at, int32_t *value);
 

@@ -269,7 +269,11 @@ static fd_status plan_make(fd_ctx *ctx, struct fd_blas *blas, const struct key *
   const cudaDataType bias_type = type_of(k->c);
   const void *bias = (const void *)(uintptr_t)k->align; /* the heuristic looks at its alignment */
   const uint64_t workspace = limit;
-  const uint32_t no_split = CUBLASLT_REDUCTION_SCHEME_NONE, align = (uint32_t)k->align;
+  /* parts of a split sum are added in the type of c by the other schemes, so for bf16 only that in compute type keeps sums in f32 */
+  const uint32_t split = ctx->deterministic ? CUBLASLT_REDUCTION_SCHEME_NONE
+                         : k->c == FD_BF16  ? CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE
+                                            : CUBLASLT_REDUCTION_SCHEME_MASK;
+  const uint32_t align = (uint32_t)k->align;
   static const cublasLtMatmulPreferenceAttributes_t aligned_operand[] = {
       CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
       CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
@@ -289,8 +293,7 @@ static fd_status plan_make(fd_ctx *ctx, struct fd_blas *blas, const struct key *
   FD_TRY(BLAS(cublasLtMatmulPreferenceCreate(&pref)));
   FD_TRY(BLAS(cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace)));
   for (int i = 0; i < 4; i++) FD_TRY(BLAS(cublasLtMatmulPreferenceSetAttribute(pref, aligned_operand[i], &align, sizeof align)));
-  if (ctx->deterministic)
-    FD_TRY(BLAS(cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &no_split, sizeof no_split)));
+  FD_TRY(BLAS(cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &split, sizeof split)));
   FD_TRY(BLAS(cublasLtMatmulAlgoGetHeuristic(blas->handle, p->op, p->a, p->b, p->c, p->c, pref, TRY, found, &n)));
   for (int i = 0; i < n; i++)
     if (found[i].state == CUBLAS_STATUS_SUCCESS) found[usable++] = found[i];

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Runs of ops as CUDA graphs: recorded by stream capture, then launched as one. A matrix product's rows are an argument of its kernel, so a
-// recording holds for the counts that it saw. Invariant: between begin and end nothing runs, so a recording that fails has changed nothing.
+// recording holds for the counts that it saw. Invariant: between begin and end nothing runs, so a recording that fails has changed nothing; nothing
+// in it concerns other ranks (src/graph/exec.c).
 #include <stdlib.h>
 
 #include "cuda/library.h"
 
 struct fd_cuda_recording {
   cudaGraphExec_t exec;
-  bool joins; /* it waits for sums: its events are to be read */
   int n;
   struct {
     const void *at;
@@ -32,16 +32,17 @@ fd_status fd_cuda_record_end(fd_ctx *ctx, void **out) {
   cudaGraph_t graph = NULL;
   if (!r) return FD_FAIL(FD_ERR_ARG, "cuda: no recording was begun");
   c->recording = NULL;
-  r->joins = c->joined;
-  c->joined = false; /* nothing ran yet */
   fd_status st = FD_CUDA(cudaStreamEndCapture(c->stream, &graph));
   if (st == FD_OK && out) st = FD_CUDA(cudaGraphInstantiate(&r->exec, graph, 0));
+  /* its memory on the device now, where a failure means that ops are issued, and not at the first replay */
+  if (st == FD_OK && out) st = FD_CUDA(cudaGraphUpload(r->exec, c->stream));
   if (graph) cudaGraphDestroy(graph);
   if (st == FD_OK && out) {
     *out = r;
     return FD_OK;
   }
   (void)cudaGetLastError(); /* it is reported here, not by the next launch */
+  if (r->exec) cudaGraphExecDestroy(r->exec);
   free(r);
   return st;
 }
@@ -59,7 +60,6 @@ fd_status fd_cuda_replay(fd_ctx *ctx, void *recording) {
   const struct fd_cuda_recording *r = recording;
   fd_status st = fd_cuda_collective_check(ctx);
   if (st == FD_OK) st = FD_CUDA(cudaGraphLaunch(r->exec, c->stream));
-  if (st == FD_OK && r->joins) c->joined = true;
   return st;
 }
 
@@ -81,10 +81,4 @@ fd_status fd_cuda_record_saw(fd_ctx *ctx, const void *at, int32_t value) {
   r->saw[r->n].at = at;
   r->saw[r->n++].value = value;
   return FD_OK;
-}
-
-fd_status fd_cuda_record_event(fd_ctx *ctx, cudaEvent_t event) {
-  const struct fd_cuda *c = ctx->state;
-  /* an event of a recording is not one that the host may ask, unless it is external */
-  return c->recording ? FD_CUDA(cudaEventRecordWithFlags(event, c->stream, cudaEventRecordExternal)) : FD_CUDA(cudaEventRecord(event, c->stream));
 }

@@ -113,7 +113,6 @@ static fd_status run_ops(fd_graph *g, int first, int last) {
     if (ctx->comm) FD_TRY(fd_comm_progress(ctx->comm));
     if (g->poison) FD_TRY(poison(g, i, true));
   }
-  if (ctx->backend->join) FD_TRY(ctx->backend->join(ctx));
 done:
   return st;
 }
@@ -158,19 +157,40 @@ static void record(fd_graph *g, struct fd_recording *r) {
   ctx->record = false;
 }
 
-fd_status fd_graph_run_nodes(fd_graph *g, int first, int last) {
-  fd_status st = FD_OK;
-  fd_ctx *ctx = g->ctx;
+/* What is not recorded: everything where someone looks at each op; and sums between ranks, since NCCL wants all ranks to record the same sum at the
+ * same time and to launch what came of that, while each rank's own counts decide when it records and what it launches. */
+static bool is_issued(const fd_graph *g, int i) {
+  if (!g->ctx->record || g->poison || fd_op_hooked()) return true;
+  switch (g->nodes[i].op) {
+    case FD_OP_reduce_start:
+    case FD_OP_reduce_scatter_start:
+    case FD_OP_all_gather_start:
+    case FD_OP_reduce_wait: return fd_comm_size(g->ctx->comm) > 1;
+    default: return false;
+  }
+}
+
+static fd_status run_recorded(fd_graph *g, int first, int last) {
   bool seen;
-  if (!g->ready) FD_TRY(check_ready(g));
-  if (first < 0 || last > g->n_nodes)
-    FD_TRY(FD_FAIL(FD_ERR_ARG, "graph %s: ops [%d, %d) of %d", g->name, first, last, g->n_nodes));
-  if (!ctx->record || g->poison || fd_op_hooked()) return run_ops(g, first, last);
   struct fd_recording *r = find_recording(g, first, last, &seen);
   /* the first time libraries load what they need, which cannot be recorded */
   if (!r || !seen) return run_ops(g, first, last);
   if (!r->what) record(g, r);
-  st = r->what ? ctx->backend->replay(ctx, r->what) : run_ops(g, first, last);
+  return r->what ? g->ctx->backend->replay(g->ctx, r->what) : run_ops(g, first, last);
+}
+
+fd_status fd_graph_run_nodes(fd_graph *g, int first, int last) {
+  fd_status st = FD_OK;
+  fd_ctx *ctx = g->ctx;
+  if (!g->ready) FD_TRY(check_ready(g));
+  if (first < 0 || last > g->n_nodes)
+    FD_TRY(FD_FAIL(FD_ERR_ARG, "graph %s: ops [%d, %d) of %d", g->name, first, last, g->n_nodes));
+  for (int i = first, end; i < last; i = end) {
+    const bool issued = is_issued(g, i);
+    for (end = i + 1; end < last && is_issued(g, end) == issued;) end++;
+    FD_TRY(issued ? run_ops(g, i, end) : run_recorded(g, i, end));
+  }
+  if (ctx->backend->join) FD_TRY(ctx->backend->join(ctx));
 done:
   return st;
 }

@@ -55,7 +55,7 @@ struct fd_recording {
   int first, last;
   void *what; /* owned */
 };
-enum { FD_GRAPH_RECORDINGS = 64 };
+enum { FD_GRAPH_RECORDINGS = 1024 /* backward: two a bucket of gradients at most, for 8 counts */ };
 
 struct fd_graph {
   fd_ctx *ctx; /* borrowed */

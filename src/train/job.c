@@ -282,7 +282,8 @@ static fd_status log_plan(struct job *j) {
               j->ctx->n_threads == 1 ? "" : "s", j->comm ? j->comm->n_nodes : 1, j->comm && j->comm->n_nodes > 1 ? "s" : "");
   if (ranks < fd_threads_online() && fd_threads_available() == 1)
     fd_log_info("hint: each rank may use one of %d cores; mpirun --bind-to none gives it all of them", fd_threads_online());
-  FD_TRY(fd_matmul_peak(j->ctx, j->parts.dtype, &j->peak));
+  st = fd_matmul_peak(j->ctx, j->parts.dtype, &j->peak);
+  FD_TRY(fd_agree(j->comm, st));
   FD_TRY(fd_comm_allreduce_f64(j->comm, &j->peak, 1, FD_COMM_SUM));
   fd_log_info("matrix products: %.3g TFLOP/s over all ranks; a step needs %.4g TFLOP", j->peak * 1e-12,
               fd_step_flop(j->step, FD_PHASE_COUNT) * (double)(k * ranks) * 1e-12);

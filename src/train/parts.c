@@ -285,6 +285,7 @@ fd_status fd_matmul_peak(fd_ctx *ctx, fd_dtype dtype, double *flop_per_s) {
   double best = 0, rate = 0, seconds = 0;
   for (int64_t n = PEAK_LEAST; n <= PEAK_MOST && seconds < PEAK_SECONDS; n *= 2) {
     const fd_status st = matmul_rate(ctx, dtype, n, &rate, &seconds);
+    if (st == FD_ERR_NOMEM && best > 0) break; /* the run itself has the memory */
     if (st != FD_OK) return st;
     if (rate > best) best = rate;
   }

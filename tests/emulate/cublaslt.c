@@ -190,7 +190,8 @@ struct algo {
   uint64_t magic, problem, workspace;
   uint32_t split;
   uint16_t align[OPERANDS];
-  uint16_t zero[5];
+  uint16_t rounds; /* parts are added in D's own bf16 */
+  uint16_t zero[4];
   uint64_t check; /* hash of what is before it */
 };
 _Static_assert(sizeof(struct algo) <= sizeof(cublasLtMatmulAlgo_t), "an algorithm fits");
@@ -223,7 +224,7 @@ static cublasLtMatmulHeuristicResult_t result_of(const struct algo *a) {
   return r;
 }
 
-/* One that sums in two parts, one that is refused, and two others. */
+/* Two that sum in parts, one that is refused, and two others. */
 cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtMatmulDesc_t op, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
                                               cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d, cublasLtMatmulPreference_t pref, int wanted,
                                               cublasLtMatmulHeuristicResult_t *found, int *n) {
@@ -244,14 +245,20 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
   }
   algo.align[BIAS] = (uint16_t)(p.bias ? alignment(op->bias) : 1); /* NULL: the best */
   const struct {
-    uint32_t split;
+    uint32_t split, reduction;
     uint64_t workspace;
     bool refused;
-  } all[] = {{2, 2 * (uint64_t)(p.m * p.n * p.batch) * sizeof(float), false}, {1, 0, true}, {1, SOME_WORKSPACE, false}, {1, 0, false}};
+  } all[] = {{4, CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE, 0, false},
+             {2, CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE, 2 * (uint64_t)(p.m * p.n * p.batch) * sizeof(float), false},
+             {1, 0, 0, true},
+             {1, 0, SOME_WORKSPACE, false},
+             {1, 0, 0, false}};
   for (size_t i = 0; i < sizeof all / sizeof *all && *n < wanted; i++) {
-    if (all[i].split > 1 && (p.k < 2 || !(pref->reductions & CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE))) continue;
+    if (all[i].split > 1 && (p.k < all[i].split || !(pref->reductions & all[i].reduction))) continue;
+    if (all[i].reduction == CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE && p.d_type != CUDA_R_16BF) continue;
     if (all[i].workspace > pref->workspace) continue;
     algo.split = all[i].split, algo.workspace = all[i].workspace;
+    algo.rounds = all[i].reduction == CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE;
     algo.check = hash(&algo, offsetof(struct algo, check));
     found[*n] = result_of(&algo);
     if (all[i].refused) {
@@ -341,6 +348,7 @@ static bool multiply(const struct call *c, int64_t s, const float *bias) {
     const int64_t from = p->k * part / c->algo.split, to = p->k * (part + 1) / c->algo.split;
     ok = dnnl_sgemm(p->trans[B] ? 'T' : 'N', p->trans[A] ? 'T' : 'N', p->n, p->m, to - from, 1, b + from * (p->trans[B] ? p->ld[B] : 1), p->ld[B],
                     a + from * (p->trans[A] ? 1 : p->ld[A]), p->ld[A], part > 0, d, p->ld[D]) == dnnl_success;
+    for (int64_t i = 0; i < p->extent[D] && c->algo.rounds; i++) d[i] = fd_bf16_to_f32(fd_f32_to_bf16(d[i]));
   }
   for (int64_t j = 0; j < p->n && ok; j++)
     for (int64_t i = 0; i < p->m; i++) {

@@ -67,7 +67,10 @@ static int run_exchange(void *data) {
   return !ok;
 }
 
+/* Under capture NCCL would want the same of all ranks at the same time, and the launch of the same graphs: the backend does without. */
 static ncclResult_t later(enum fd_comm_kind kind, void *data, size_t n, ncclDataType_t type, ncclComm_t comm, cudaStream_t stream) {
+  enum cudaStreamCaptureStatus captured;
+  if (cudaStreamIsCapturing(stream, &captured) != cudaSuccess || captured != cudaStreamCaptureStatusNone) return ncclInvalidUsage;
   const struct exchange e = {comm, kind, data, (int64_t)n, type == ncclBfloat16 ? FD_BF16 : type == ncclFloat64 ? FD_F64 : FD_F32};
   return fd_emu_host_later(stream, run_exchange, &e, sizeof e) == cudaSuccess ? ncclSuccess : ncclUnhandledCudaError;
 }
