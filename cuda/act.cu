@@ -14,9 +14,9 @@ __global__ void act_kernel(const T *dy, const T *x, T *y, const int *count, int6
     fd::pack<V> a = fd::load_pack<V>(x + i);
     if (dy) {
       const fd::pack<V> g = fd::load_pack<V>(dy + i);
-      for (int k = 0; k < V; k++) a.f[k] = g.f[k] * fd::act_slope(act, a.f[k]);
+      for (int k = 0; k < V; k++) a.f[k] = g.f[k] * fd::act_slope<T>(act, a.f[k]);
     } else {
-      for (int k = 0; k < V; k++) a.f[k] = fd::act_value(act, a.f[k]);
+      for (int k = 0; k < V; k++) a.f[k] = fd::act_value<T>(act, a.f[k]);
     }
     if (ACC) {
       const fd::pack<V> old = fd::load_pack<V>(y + i);

@@ -12,6 +12,8 @@ template <class T, int V> fd_status run(fd_ctx *ctx, const struct fd_colsum_args
   const int64_t n = fd_tensor_numel(a->y), rows = rows_of(a), per = per_chunk(a), chunks = (rows + per - 1) / per;
   float *part = (float *)ctx->scratch;
   if (n == 0) return FD_OK;
+  if (chunks == 1)
+    return FD_CUDA((fd::sum_columns<T, V>(ctx, (const T *)a->x->data, (float *)a->y->data, (a->acc >> 2 & 1) != 0, fd::count_of(a->count), rows, per, n)));
   fd_status st = rows > 0 ? FD_CUDA((fd::sum_columns<T, V>(ctx, (const T *)a->x->data, part, false, fd::count_of(a->count), rows, per, n))) : FD_OK;
   if (st == FD_OK)
     st = FD_CUDA((fd::sum_columns<float, 1>(ctx, part, (float *)a->y->data, (a->acc >> 2 & 1) != 0, NULL, chunks, chunks, n)));

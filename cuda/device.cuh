@@ -76,12 +76,18 @@ template <int V> static __device__ __forceinline__ pack<V> same(float v) {
   return p;
 }
 
-/* One store. As an assignment nvcc 13.0 takes some of them apart into words, at four times the transactions. */
+/* One store of 8 or 16 bytes. As an assignment nvcc 13.0 takes some of them apart into words, at four times the transactions. */
 template <class R> static __device__ __forceinline__ void store_raw(R *p, R v) {
 #ifdef FD_EMULATE
   *p = v;
 #else
-  __stwb(p, v);
+  if constexpr (sizeof(R) == 16) {
+    const uint4 w = *(const uint4 *)&v;
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(w.x), "r"(w.y), "r"(w.z), "r"(w.w) : "memory");
+  } else {
+    const uint2 w = *(const uint2 *)&v;
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(p), "r"(w.x), "r"(w.y) : "memory");
+  }
 #endif
 }
 static __device__ __forceinline__ unsigned two_halves(float a, float b) {
@@ -187,16 +193,42 @@ static __global__ void __launch_bounds__(TILE)
 
 /* ---- activations: derivative beside value ---- */
 
+/* 2^x and 1 / x as the multiprocessor has them: off by 2^-22 of the result at most, so for what is rounded to bf16. */
+static __device__ __forceinline__ float rough_exp2(float x) {
+#ifdef FD_EMULATE
+  return exp2f(x);
+#else
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#endif
+}
+static __device__ __forceinline__ float rough_inverse(float x) {
+#ifdef FD_EMULATE
+  return 1.0f / x;
+#else
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#endif
+}
+
 static __device__ __forceinline__ float gelu_inner(float x) { return 0.7978845608028654f * (x + 0.044715f * x * x * x); }
 
-/* Value and derivative of an activation: one exponential and one division for both. */
+/* Value and derivative of an activation: one exponential and one division for both. T: the type that results are rounded to. */
 struct value_slope {
   float value, slope;
 };
-static __device__ __forceinline__ value_slope act_both(int act, float x) {
+template <class T> static __device__ __forceinline__ value_slope act_both(int act, float x) {
   if (act == FD_ACT_SILU || act == FD_ACT_GELU_TANH) {
-    /* x sigmoid(u), and sigmoid(-u) without cancellation. gelu: 1 + tanh(z) = 2 sigmoid(2 z), u = 2 z */
+    /* x sigmoid(u), u = x; gelu: 1 + tanh(z) = 2 sigmoid(2 z), u = 2 z */
     const bool gelu = act == FD_ACT_GELU_TANH;
+    if constexpr (sizeof(T) == 2) {
+      const float log2e = 1.4426950408889634f, a = 2.0f * 0.7978845608028654f, b = 0.044715f * a, square = gelu ? x * x : 0.0f;
+      const float s = rough_inverse(1.0f + rough_exp2(x * (gelu ? fmaf(square, -b * log2e, -a * log2e) : -log2e)));
+      return value_slope{x * s, fmaf(x * fmaf(-s, s, s), gelu ? fmaf(square, 3.0f * b, a) : 1.0f, s)};
+    }
+    /* and sigmoid(-u) without cancellation */
     const float u = gelu ? 2.0f * gelu_inner(x) : x, slope = gelu ? 2.0f * 0.7978845608028654f * (1.0f + 3.0f * 0.044715f * x * x) : 1.0f;
     const float e = expf(-fabsf(u)), r = __fdividef(1.0f, 1.0f + e), small = e * r, s = u > 0 ? r : small;
     return value_slope{x * s, s * (1.0f + x * (u > 0 ? small : r) * slope)};
@@ -207,8 +239,8 @@ static __device__ __forceinline__ value_slope act_both(int act, float x) {
   }
   return value_slope{x, 1.0f};
 }
-static __device__ __forceinline__ float act_value(int act, float x) { return act_both(act, x).value; }
-static __device__ __forceinline__ float act_slope(int act, float x) { return act_both(act, x).slope; }
+template <class T> static __device__ __forceinline__ float act_value(int act, float x) { return act_both<T>(act, x).value; }
+template <class T> static __device__ __forceinline__ float act_slope(int act, float x) { return act_both<T>(act, x).slope; }
 
 /* ---- host side ---- */
 
@@ -265,8 +297,10 @@ static inline groups groups_of(int64_t rows, int64_t per_group, int64_t cols, in
 template <class T, int V>
 static inline cudaError_t sum_columns(fd_ctx *ctx, const T *x, float *y, bool acc, const int *count, int64_t rows, int64_t per_chunk,
                                       int64_t cols) {
-  const int lanes = tile_lanes(cols / V);
-  const dim3 grid(blocks(cols, V * lanes), rows > 0 ? blocks(rows, per_chunk) : 1 /* the sum of nothing */);
+  const unsigned chunks = rows > 0 ? blocks(rows, per_chunk) : 1 /* the sum of nothing */;
+  int lanes = tile_lanes(cols / V);
+  while (lanes * V * (int)sizeof(T) > 32 && blocks(cols, V * lanes) * (int64_t)chunks < 64) lanes /= 2; /* a narrow matrix: more blocks, of whole sectors */
+  const dim3 grid(blocks(cols, V * lanes), chunks);
   return FD_LAUNCH((column_sums<T, V>), grid, TILE, 0, fd_cuda_stream(ctx), x, y, acc, count, rows, per_chunk, cols, lanes);
 }
 

@@ -17,8 +17,9 @@ struct shape {
 struct place {
   int64_t b, d, first, last, step;
 };
-template <int V> __device__ __forceinline__ place place_of(const shape &g) {
-  const int64_t b = blockIdx.x / g.tiles, row = blockIdx.x % g.tiles * ROWS;
+template <int V> __device__ __forceinline__ place place_of(const shape &g, bool backwards = false) {
+  const unsigned tile = backwards ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
+  const int64_t b = tile / g.tiles, row = tile % g.tiles * ROWS;
   return place{b, V * ((int64_t)blockIdx.y * g.lanes + threadIdx.x % g.lanes), b * g.HW + row + threadIdx.x / g.lanes,
                b * g.HW + min(row + ROWS, g.HW), fd::TILE / g.lanes};
 }
@@ -94,11 +95,10 @@ __global__ void __launch_bounds__(BLOCK) groupnorm_statistics(const float *part,
   if (threadIdx.x == 0) stats[2 * blockIdx.x] = mean, stats[2 * blockIdx.x + 1] = rsqrtf(var + eps);
 }
 
-template <class T, int V>
+template <class T, int V, int ACT>
 __global__ void __launch_bounds__(fd::TILE, 4)
-    groupnorm_apply(const T *__restrict__ x, const void *w, int w_bf16, const void *bias, int b_bf16, const float *stats, T *__restrict__ y, shape g,
-                    int act) {
-  const place p = place_of<V>(g);
+    groupnorm_apply(const T *__restrict__ x, const void *w, int w_bf16, const void *bias, int b_bf16, const float *stats, T *__restrict__ y, shape g) {
+  const place p = place_of<V>(g, true); /* last tiles first: the pass before left them in the L2 cache */
   if (p.d >= g.C) return;
   const channels<V> c = channels_of<V>(g, p, w, w_bf16, bias, b_bf16, stats);
   fd::pack<V> scale;
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(fd::TILE, 4)
 #pragma unroll
     for (int j = 0; j < 2; j++)
 #pragma unroll
-      for (int k = 0; k < V; k++) v[j].f[k] = fd::act_value(act, fmaf(v[j].f[k] - c.mean[k], scale.f[k], c.b[k]));
+      for (int k = 0; k < V; k++) v[j].f[k] = fd::act_value<T>(ACT, fmaf(v[j].f[k] - c.mean[k], scale.f[k], c.b[k]));
     fd::store_pack<V>(y + at, v[0]);
     if (second) fd::store_pack<V>(y + next, v[1]);
   }
@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(fd::TILE)
     for (int64_t row = p.first; row < p.last; row += p.step) {
       const fd::pack<V> v = fd::load_pack<V>(x + row * g.C + p.d), d = fd::load_pack<V>(dy + row * g.C + p.d);
       for (int k = 0; k < V; k++) {
-        const float n = (v.f[k] - c.mean[k]) * c.r[k], h = d.f[k] * fd::act_slope(act, fmaf(n, c.w[k], c.b[k]));
+        const float n = (v.f[k] - c.mean[k]) * c.r[k], h = d.f[k] * fd::act_slope<T>(act, fmaf(n, c.w[k], c.b[k]));
         s.f[k] = fmaf(h, n, s.f[k]);
         t.f[k] += h;
       }
@@ -186,7 +186,7 @@ __global__ void __launch_bounds__(fd::TILE)
     const fd::pack<V> v = fd::load_pack<V>(x + row * g.C + p.d), d = fd::load_pack<V>(dy + row * g.C + p.d);
     fd::pack<V> out = acc ? fd::load_pack<V>(dx + row * g.C + p.d) : fd::same<V>(0.0f);
     for (int k = 0; k < V; k++) {
-      const float n = (v.f[k] - c.mean[k]) * c.r[k], h = d.f[k] * fd::act_slope(act, fmaf(n, c.w[k], c.b[k])) * c.w[k];
+      const float n = (v.f[k] - c.mean[k]) * c.r[k], h = d.f[k] * fd::act_slope<T>(act, fmaf(n, c.w[k], c.b[k])) * c.w[k];
       out.f[k] += c.r[k] * (h - sum.f[k] - n * dot.f[k]);
     }
     fd::store_pack<V>(dx + row * g.C + p.d, out);
@@ -211,8 +211,8 @@ template <class T, int V> fd_status forward(fd_ctx *ctx, const struct fd_groupno
   if (st == FD_OK)
     st = FD_CUDA(FD_LAUNCH(groupnorm_statistics, (unsigned)(g.B * g.groups), BLOCK, 0, stream, (const float *)part, stats, g, a->eps));
   if (st == FD_OK)
-    st = FD_CUDA(FD_LAUNCH((groupnorm_apply<T, V>), grid_of(g, V), fd::TILE, 0, stream, x, a->w->data, fd::is_bf16(a->w), a->b->data,
-                           fd::is_bf16(a->b), (const float *)stats, (T *)a->y->data, g, a->act));
+    st = FD_CUDA(FD_LAUNCH((a->act == FD_ACT_SILU ? groupnorm_apply<T, V, FD_ACT_SILU> : groupnorm_apply<T, V, FD_ACT_NONE>), grid_of(g, V), fd::TILE,
+                           0, stream, x, a->w->data, fd::is_bf16(a->w), a->b->data, fd::is_bf16(a->b), (const float *)stats, (T *)a->y->data, g));
   return st;
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // From the joint projection to what attention reads: split, norm over E, rotation, text keys and values behind the image's; and its gradient.
-// Forward moves 2 elements an element of q, k, v, backward 3 (4 if added to): memory bound. About 400 instructions find and turn the 16 elements of
+// Forward moves 2 elements an element of q, k, v, backward 3 (4 if added to): memory bound. About 300 instructions find and turn the 16 elements of
 // a lane, of 550 that fit under the memory time in bf16: 75 % of the bandwidth expected. E/16 lanes handle one head of one row.
 #include "cuda/device.cuh"
 
@@ -28,30 +28,30 @@ struct item {
 
 __device__ __forceinline__ int64_t image_rows(const geometry &g, const int *count) { return fd::rows_in_use(count, g.B * g.N); }
 
-__device__ bool find_item(const geometry &g, int64_t index, const int *text, int64_t rows, item *it) {
-  const int heads = g.A + 2 * g.K;
-  const int64_t n_image = g.B * g.N * heads;
+__device__ __forceinline__ bool find_item(const geometry &g, unsigned index, const int *text, int64_t rows, item *it) {
+  const unsigned heads = g.A + 2 * g.K, n_image = (unsigned)(g.B * g.N) * heads, N = (unsigned)g.N, L = (unsigned)g.L, A = g.A, K = g.K;
+  unsigned head_row;
   if (index < n_image) {
-    const int64_t row = index / heads, h = index % heads;
+    const unsigned row = index / heads, h = index - row * heads;
     if (row >= rows) return false;
-    it->kind = h < g.A ? 0 : h < g.A + g.K ? 1 : 2;
-    const int64_t head = it->kind == 0 ? h : it->kind == 1 ? h - g.A : h - g.A - g.K;
-    const int64_t b = row / g.N, out_row = it->kind == 0 ? row : b * (g.N + g.L) + row % g.N;
-    it->from = index * g.E;
-    it->head_row = out_row * (it->kind == 0 ? g.A : g.K) + head;
+    it->kind = h < A ? 0 : h < A + K ? 1 : 2;
+    const unsigned head = it->kind == 0 ? h : it->kind == 1 ? h - A : h - A - K;
+    head_row = it->kind == 0 ? row * A + head : (row + row / N * L) * K + head;
+    it->from = (int64_t)index * g.E;
     it->image_row = row;
     it->text = it->nobodys = false;
   } else {
     index -= n_image;
-    const int64_t slot = index / (2 * g.K), h = index % (2 * g.K), b = slot / g.L, l = slot % g.L;
-    it->nobodys = l >= text[2 * b + 1];
-    it->kind = h < g.K ? 1 : 2;
-    it->from = ((text[2 * b] + l) * 2 * g.K + h) * g.E;
-    it->head_row = (b * (g.N + g.L) + g.N + l) * g.K + (it->kind == 1 ? h : h - g.K);
+    const unsigned slot = index / (2 * K), h = index - slot * 2 * K, b = slot / L, l = slot - b * L;
+    it->nobodys = (int)l >= text[2 * b + 1];
+    it->kind = h < K ? 1 : 2;
+    it->from = ((int64_t)(text[2 * b] + (int)l) * 2 * K + h) * g.E;
+    head_row = (b * (N + L) + N + l) * K + (h < K ? h : h - K);
     it->image_row = -1;
     it->text = true;
   }
-  it->to = it->head_row * g.E;
+  it->head_row = head_row;
+  it->to = (int64_t)head_row * g.E;
   return true;
 }
 
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(BLOCK)
                   const int *text, const int *count, T *q, T *k, T *v, float *q_rstd, float *k_rstd, geometry g, int64_t items, int lanes) {
   FD_SMEM(float, shared);
   const int lane = threadIdx.x % lanes, E = g.E;
-  const int64_t index = ((int64_t)blockIdx.x * BLOCK + threadIdx.x) / lanes;
+  const unsigned index = blockIdx.x * (BLOCK / lanes) + threadIdx.x / lanes; /* fewer than 2^31: few_items */
   item it;
   const bool found = index < items && find_item(g, index, text, image_rows(g, count), &it);
   const bool live = found && !it.nobodys; /* the other lanes take part in the shuffles; a row of nobody becomes 0 */
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(BLOCK)
   part_of_head<V, N> dwq, dwk;
   for (int i = 0; i < N; i++) dwq.v[i] = dwk.v[i] = fd::same<V>(0.0f);
   for (int64_t first = blockIdx.x * each; first < items; first += gridDim.x * each) { /* the same for the whole block */
-    const int64_t index = first + threadIdx.x / lanes;
+    const unsigned index = (unsigned)first + threadIdx.x / lanes;
     item it;
     const bool live = index < items && find_item(g, index, text, rows, &it) && !it.nobodys;
     const T *dy = !live ? NULL : (it.kind == 0 ? dq : it.kind == 1 ? dk : dv) + it.to;
@@ -248,6 +248,9 @@ template <class T, int V, int N> fd_status backward(fd_ctx *ctx, const struct fd
   return st;
 }
 
+/* The kernels count items in 32 bits. */
+template <class A> bool few_items(const A *a) { return items_of(a) < INT32_MAX; }
+
 /* E is 16, 32, .. 512: two vectors of 8 a lane. */
 bool by_eights(enum fd_op op, const void *args, int E) { return E >= 16 && E <= MOST_E && (E & (E - 1)) == 0 && fd::aligned(op, args); }
 
@@ -259,6 +262,7 @@ extern "C" size_t cuda_heads_bwd_scratch(const struct fd_heads_bwd_args *a) {
 
 extern "C" fd_status cuda_heads_fwd(fd_ctx *ctx, const struct fd_heads_fwd_args *a) {
   if (a->E > MOST_E) return FD_FAIL(FD_ERR_UNSUPPORTED, "heads_fwd: head_dim %d, at most %d on CUDA", a->E, MOST_E);
+  if (!few_items(a)) return FD_FAIL(FD_ERR_UNSUPPORTED, "heads_fwd: more than 2^31 heads of rows on CUDA");
   const bool bf16 = a->qkv->dtype == FD_BF16;
   if (by_eights(FD_OP_heads_fwd, a, a->E)) return bf16 ? forward<fd::bf16, 8, 2>(ctx, a, a->E / 16) : forward<float, 8, 2>(ctx, a, a->E / 16);
   return bf16 ? forward<fd::bf16, 1, MOST_E / 32>(ctx, a, 32) : forward<float, 1, MOST_E / 32>(ctx, a, 32);
@@ -266,6 +270,7 @@ extern "C" fd_status cuda_heads_fwd(fd_ctx *ctx, const struct fd_heads_fwd_args 
 
 extern "C" fd_status cuda_heads_bwd(fd_ctx *ctx, const struct fd_heads_bwd_args *a) {
   if (a->E > MOST_E) return FD_FAIL(FD_ERR_UNSUPPORTED, "heads_bwd: head_dim %d, at most %d on CUDA", a->E, MOST_E);
+  if (!few_items(a)) return FD_FAIL(FD_ERR_UNSUPPORTED, "heads_bwd: more than 2^31 heads of rows on CUDA");
   const bool bf16 = a->qkv->dtype == FD_BF16;
   if (by_eights(FD_OP_heads_bwd, a, a->E)) return bf16 ? backward<fd::bf16, 8, 2>(ctx, a, a->E / 16) : backward<float, 8, 2>(ctx, a, a->E / 16);
   return bf16 ? backward<fd::bf16, 1, MOST_E / 32>(ctx, a, 32) : backward<float, 1, MOST_E / 32>(ctx, a, 32);

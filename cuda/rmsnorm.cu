@@ -131,13 +131,28 @@ __global__ void __launch_bounds__(fd::TILE, 2)
     rmsnorm_backward(const T *dy, const T *x, const void *w, int w_bf16, const float *rstd, columns c, T *dx, bool acc, float *s_part, float *t_part,
                      const int *count, int64_t rows, int64_t per_group, int64_t splits, int64_t per_split, int64_t D) {
   enum { N = HELD };
-  __shared__ float slots[V * fd::TILE], dots[2][fd::TILE / 32]; /* two, so that one barrier a row is enough */
+  static_assert(N * LANES == fd::TILE, "a block's factors fill slots");
+  __shared__ __align__(16) float slots[V * fd::TILE]; /* (1 + w)(1 + scale) of the block's columns; behind the rows, the sums */
+  __shared__ float dots[2][fd::TILE / 32];            /* two, so that one barrier a row is enough */
   const int width = LANES, lane = threadIdx.x % width, slot = threadIdx.x / width;
   const int64_t group = blockIdx.x / splits, first = group * per_group + blockIdx.x % splits * per_split;
   const int64_t last = min(min(first + per_split, (group + 1) * per_group), fd::rows_in_use(count, rows));
   fd::pack<V> s[N], t[N];
 #pragma unroll
   for (int i = 0; i < N; i++) s[i] = t[i] = fd::same<V>(0.0f);
+  if (slot == 0) FD_ROW(i, d) {
+      const fd::pack<V> f = factor<V>(w, w_bf16, c, group, d);
+      for (int k = 0; k < V; k += 4) *(float4 *)(slots + ((i * V + k) / 4 * LANES + lane) * 4) = make_float4(f.f[k], f.f[k + 1], f.f[k + 2], f.f[k + 3]);
+    }
+  __syncthreads();
+  const auto kept = [&](int i) {
+    fd::pack<V> f;
+    for (int k = 0; k < V; k += 4) {
+      const float4 q = *(const float4 *)(slots + ((i * V + k) / 4 * LANES + lane) * 4);
+      f.f[k] = q.x, f.f[k + 1] = q.y, f.f[k + 2] = q.z, f.f[k + 3] = q.w;
+    }
+    return f;
+  };
   int turn = 0;
   for (int64_t base = first; base < last; base += fd::TILE / width, turn ^= 1) { /* the same for the whole block */
     const int64_t row = base + slot;
@@ -151,7 +166,7 @@ __global__ void __launch_bounds__(fd::TILE, 2)
         if (acc) keep_dx.read(dx + row * D, i, d);
       }
     if (live) FD_ROW(i, d) {
-        const fd::pack<V> v = fd::unpack(keep_x.v[i]), g = fd::unpack(keep_dy.v[i]), f = factor<V>(w, w_bf16, c, group, d);
+        const fd::pack<V> v = fd::unpack(keep_x.v[i]), g = fd::unpack(keep_dy.v[i]), f = kept(i);
         for (int k = 0; k < V; k++) {
           s[i].f[k] = fmaf(g.f[k], v.f[k] * r, s[i].f[k]);
           t[i].f[k] += g.f[k];
@@ -165,7 +180,7 @@ __global__ void __launch_bounds__(fd::TILE, 2)
     for (int k = 0; k < LANES / 32; k++) dot += dots[turn][slot * (LANES / 32) + k];
     dot *= r * r / (float)D;
     if (live) FD_ROW(i, d) {
-        const fd::pack<V> v = fd::unpack(keep_x.v[i]), g = fd::unpack(keep_dy.v[i]), f = factor<V>(w, w_bf16, c, group, d);
+        const fd::pack<V> v = fd::unpack(keep_x.v[i]), g = fd::unpack(keep_dy.v[i]), f = kept(i);
         fd::pack<V> o = acc ? fd::unpack(keep_dx.v[i]) : fd::same<V>(0.0f);
         for (int k = 0; k < V; k++) o.f[k] += fmaf(g.f[k] * f.f[k], r, -(v.f[k] * r * dot));
         fd::store_pack<V>(dx + row * D + d, o);
