@@ -43,7 +43,7 @@ struct rates {
 
 template <class C, int V>
 __global__ void __launch_bounds__(BLOCK)
-    adamw_kernel(float *p, float *g, float *m, float *v, float *ema, C *compute, const float *control, int64_t n, rates r) {
+    adamw_kernel(float *p, float *g, float *m, float *v, float *ema, C *compute, const float *control, int64_t n, rates r, bool keep_g) {
   const bool skip = control[FD_CONTROL_SKIP] != 0.0f;
   const float decay = control[FD_CONTROL_EMA_DECAY], clip = control[FD_CONTROL_CLIP], lr = control[FD_CONTROL_LR], bias1 = control[FD_CONTROL_BIAS1],
               bias2 = control[FD_CONTROL_BIAS2];
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(BLOCK)
       if (ema) fd::store_pack<V>(ema + i, ee);
       if (compute) fd::store_pack<V>(compute + i, pp);
     }
-    fd::store_pack<V>(g + i, fd::same<V>(0.0f));
+    if (!keep_g) fd::store_pack<V>(g + i, fd::same<V>(0.0f));
   }
 }
 
@@ -74,7 +74,7 @@ template <class C, int V> fd_status run(fd_ctx *ctx, const struct fd_adamw_args 
   if (n == 0) return FD_OK;
   return FD_CUDA(FD_LAUNCH((adamw_kernel<C, V>), fd::stride_blocks(ctx, n, V * BLOCK), BLOCK, 0, fd_cuda_stream(ctx), (float *)a->p->data,
                            (float *)a->g->data, (float *)a->m->data, (float *)a->v->data, (float *)fd::data(a->ema), (C *)fd::data(a->compute),
-                           (const float *)a->control->data, n, r));
+                           (const float *)a->control->data, n, r, a->keep_g != 0));
 }
 
 }  // namespace

@@ -22,6 +22,9 @@ static int failed;
     if (st_ != FD_OK) failed = 1, printf("%s:%d: %s: %s\n", __FILE__, __LINE__, #call, fd_status_message());       \
   } while (0)
 
+/** Type and shape of a value. */
+#define F32(...) FD_F32, (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (int64_t[]){__VA_ARGS__}
+
 /* ---- a backend of naive loops ------------------------------------------------------------------------------------ */
 
 static float *ref_f(const fd_tensor *t) { return t->data; }

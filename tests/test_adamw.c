@@ -30,9 +30,9 @@ static void clip(struct ot *t, double sumsq, double scale, double loss, float ma
 }
 
 /* kind: 0 no compute copy, 1 f32, 2 bf16 */
-static void adamw(struct ot *t, int64_t n, bool with_ema, int kind, double decay) {
+static void adamw(struct ot *t, int64_t n, bool with_ema, int kind, double decay, bool keep_g) {
   ot_reset(t);
-  ot_what(t, "adamw n %d ema %d compute %d decay %g", (int)n, with_ema, kind, decay);
+  ot_what(t, "adamw n %d ema %d compute %d decay %g keep_g %d", (int)n, with_ema, kind, decay, keep_g);
   fd_tensor *p = OT_RAND(t, FD_F32, n), *g = OT_NEW(t, FD_F32, n), *m = ot_fill(OT_NEW(t, FD_F32, n), 0), *v = ot_fill(OT_NEW(t, FD_F32, n), 0),
             *ema = with_ema ? OT_RAND(t, FD_F32, n) : NULL, *c = kind ? OT_NEW(t, kind == 1 ? FD_F32 : FD_BF16, n) : NULL,
             *control = ot_fill(OT_NEW(t, FD_F32, FD_CONTROL_COUNT), 0);
@@ -45,16 +45,18 @@ static void adamw(struct ot *t, int64_t n, bool with_ema, int kind, double decay
     ot_set(control, FD_CONTROL_BIAS2, 1 - pow(b2, k));
     ot_set(control, FD_CONTROL_EMA_DECAY, decay);
     ot_set(control, FD_CONTROL_CLIP, clip);
+    double *g0 = ot_doubles(g);
     for (int64_t i = 0; i < n; i++) {
-      double gi = ot_get(g, i) * clip;
+      double gi = g0[i] * clip;
       rm[i] = b1 * rm[i] + (1 - b1) * gi;
       rv[i] = b2 * rv[i] + (1 - b2) * gi * gi;
       rp[i] -= lr * (rm[i] / (1 - pow(b1, k)) / (sqrt(rv[i] / (1 - pow(b2, k))) + 1e-4) + 0.5 * rp[i]);
       if (re) re[i] = decay * re[i] + (1 - decay) * rp[i];
     }
     OT_RUN(t, adamw, .p = p, .g = g, .m = m, .v = v, .ema = ema, .compute = c, .control = control, .beta1 = b1, .beta2 = b2, .eps = 1e-4f,
-           .weight_decay = 0.5f);
-    for (int64_t i = 0; i < n; i++) OT_CHECK(t, ot_get(g, i) == 0);
+           .weight_decay = 0.5f, .keep_g = keep_g);
+    for (int64_t i = 0; i < n; i++) OT_CHECK(t, ot_get(g, i) == (keep_g ? g0[i] : 0));
+    free(g0);
   }
   OT_COMPARE_SIZE(t, p, rp, 5, 1);
   OT_COMPARE(t, m, rm, 5);
@@ -63,14 +65,14 @@ static void adamw(struct ot *t, int64_t n, bool with_ema, int kind, double decay
   for (int64_t i = 0; c && i < n; i++)
     OT_CHECK(t, ot_get(c, i) == (kind == 1 ? ot_get(p, i) : fd_bf16_to_f32(fd_f32_to_bf16((float)ot_get(p, i)))));
 
-  /* skip: only g is cleared, whatever it holds */
+  /* skip: only g is cleared, whatever it holds; or nothing at all */
   double *p0 = ot_doubles(p), *m0 = ot_doubles(m), *v0 = ot_doubles(v), *e0 = ot_doubles(ema);
   ot_fill(g, NAN);
   ot_set(control, FD_CONTROL_SKIP, 1);
   OT_RUN(t, adamw, .p = p, .g = g, .m = m, .v = v, .ema = ema, .compute = c, .control = control, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-4f,
-         .weight_decay = 0.5f);
+         .weight_decay = 0.5f, .keep_g = keep_g);
   for (int64_t i = 0; i < n; i++)
-    OT_CHECK(t, ot_get(g, i) == 0 && ot_get(p, i) == p0[i] && ot_get(m, i) == m0[i] && ot_get(v, i) == v0[i] && (!ema || ot_get(ema, i) == e0[i]));
+    OT_CHECK(t, (keep_g ? isnan(ot_get(g, i)) : ot_get(g, i) == 0) && ot_get(p, i) == p0[i] && ot_get(m, i) == m0[i] && ot_get(v, i) == v0[i] && (!ema || ot_get(ema, i) == e0[i]));
   free(rp), free(rm), free(rv), free(re), free(p0), free(m0), free(v0), free(e0);
 }
 
@@ -113,10 +115,10 @@ static void body(struct ot *t) {
   const int64_t n[] = {0, 1, 16, 67, 40001};
   for (int k = 0; k < 5; k++)
     for (int kind = 0; kind < 3; kind++) {
-      adamw(t, n[k], false, kind, 0.99);
-      adamw(t, n[k], true, kind, 0.99);
+      adamw(t, n[k], false, kind, 0.99, kind == 1);
+      adamw(t, n[k], true, kind, 0.99, kind == 2);
     }
-  adamw(t, 20, true, 2, 1); /* the average does not move */
+  adamw(t, 20, true, 2, 1, false); /* the average does not move */
   misuse(t);
 }
 

@@ -5,7 +5,6 @@
 #include "graph/backend.h"
 #include "graphtest.h"
 
-#define F32(...) FD_F32, (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (int64_t[]){__VA_ARGS__}
 
 /* ---- gradients that meet ----------------------------------------------------------------------------------------- */
 

@@ -117,6 +117,51 @@ static const float *rope(void) { /* any table: pairs of a cosine and a sine */
   return t[0];
 }
 
+/* Gradients that are written, whatever their memory holds, are those that are added to zeros: of a weight used once, often and never, and of a table. */
+static void test_new_grads(fd_ctx *ctx) {
+  enum { WEIGHTS = 4, TABLE = 5 * 3 };
+  const int32_t ids[4] = {4, 1, 4, 0};
+  static _Alignas(64) float w[WEIGHTS][16], table[16], dw[2][WEIGHTS][16], dtable[2][16], dy[12];
+  for (int i = 0; i < WEIGHTS; i++)
+    for (int k = 0; k < 9; k++) w[i][k] = (float)((9 * i + k) * 5 % 7 - 3) / 4;
+  for (int i = 0; i < TABLE; i++) table[i] = (float)(i * 3 % 5 - 2) / 2;
+  for (int i = 0; i < 12; i++) dy[i] = (float)(i % 4 - 1);
+  for (int fresh = 0; fresh < 2; fresh++) {
+    fd_graph *g = NULL;
+    size_t bytes;
+    void *arena = NULL;
+    fd_var vw[WEIGHTS], vd[WEIGHTS];
+    OK(fd_graph_create(ctx, "new gradients", &g));
+    const fd_var vi = fd_graph_input(g, "ids", FD_I32, 1, (int64_t[]){4}), vdy = fd_graph_input(g, "dy", F32(4, 3));
+    const fd_var vt = fd_graph_external(g, "table", F32(5, 3), 0), vdt = fd_graph_external(g, "dtable", F32(5, 3), 0);
+    fd_graph_want_grad(g, vt, vdt);
+    for (int i = 0; i < WEIGHTS; i++) {
+      vw[i] = fd_graph_external(g, "w", F32(3, 3), 0), vd[i] = fd_graph_external(g, "dw", F32(3, 3), 0);
+      fd_graph_want_grad(g, vw[i], vd[i]);
+    }
+    if (fresh) fd_graph_new_grads(g);
+    fd_var y = fd_embed(g, vi, vt, 1, -1, FD_F32, 0);
+    for (int i = 0; i < WEIGHTS - 1; i++) y = fd_linear(g, fd_linear(g, y, vw[i], 0, 0), vw[0], 0, 0); /* the last is used by nobody */
+    fd_graph_backward(g, 1, &y, &vdy);
+    OK(fd_graph_plan(g, &bytes));
+    OK(ctx->backend->alloc(ctx, bytes, &arena));
+    OK(fd_graph_attach(g, arena, bytes));
+    fd_graph_bind(g, vt, table), fd_graph_bind(g, vdt, dtable[fresh]);
+    for (int i = 0; i < WEIGHTS; i++) fd_graph_bind(g, vw[i], w[i]), fd_graph_bind(g, vd[i], dw[fresh][i]);
+    memset(dw[fresh], fresh ? 0xff : 0, sizeof dw[fresh]); /* NaN */
+    memset(dtable[fresh], fresh ? 0xff : 0, sizeof dtable[fresh]);
+    OK(fd_graph_set(g, vi, ids, sizeof ids));
+    OK(fd_graph_set(g, vdy, dy, sizeof dy));
+    OK(fd_graph_run(g));
+    ctx->backend->free(ctx, arena);
+    fd_graph_destroy(&g);
+  }
+  for (int i = 0; i < WEIGHTS; i++)
+    for (int k = 0; k < 9; k++) CHECK(dw[0][i][k] == dw[1][i][k]);
+  for (int i = 0; i < TABLE; i++) CHECK(dtable[0][i] == dtable[1][i]);
+  CHECK(dw[1][0][0] != 0 && dw[1][2][4] != 0 && dw[1][3][4] == 0 && dtable[1][12] != 0 && dtable[1][6] == 0); /* id 2 is named by nobody */
+}
+
 int main(void) {
   static const int32_t four = 4, ids[] = {5, 2, 5, 0, 1 << 30}, pos[] = {2, 7, 1, 0, 3, 3}, text[] = {0, 2, 2, 3},
                        ranges[] = {0, 3, 0, 5, 3, 3, 7, 6}, alone[] = {0, 3, 0, 3, 3, 3, 3, 3}, packed[] = {0, 1, 0, 1, 1, 3, 1, 3},
@@ -202,6 +247,9 @@ int main(void) {
     check_gradients(ctx, &tests[i]);
     if (failed) printf("FAILED %s\n", tests[i].name), bad++;
   }
+  failed = 0;
+  test_new_grads(ctx);
+  bad += failed;
   fd_ctx_destroy(&ctx);
   printf("%zu gradients, %d wrong\n", sizeof tests / sizeof *tests, bad);
   return bad != 0;

@@ -106,7 +106,7 @@ static float *state(struct world *w, enum fd_optim_part part, int64_t *n) {
   return x;
 }
 
-/* Gradients in the same order: forward and backward without the optimiser; the buffer is cleared again. */
+/* Gradients in the same order: forward and backward without the optimiser. What is left in the buffer must not count in the next step. */
 static float *gradient(struct world *w, int64_t n) {
   const fd_params *p = w->dit->params;
   float *g = malloc((size_t)n * sizeof(float));
@@ -116,10 +116,11 @@ static float *gradient(struct world *w, int64_t n) {
   for (int i = 0; i < fd_params_count(p); i++) {
     const struct fd_param *row = fd_params_row(p, i);
     if (row->buffer) continue;
-    memcpy(g + at, fd_params_flat_grad(p) + row->offset, (size_t)row->numel * sizeof(float));
+    float *from = fd_params_flat_grad(p) + row->offset;
+    memcpy(g + at, from, (size_t)row->numel * sizeof(float));
+    for (int64_t e = 0; e < row->numel; e++) from[e] = NAN;
     at += row->numel;
   }
-  memset(fd_params_flat_grad(p), 0, (size_t)fd_params_flat_numel(p) * sizeof(float));
   return g;
 }
 
@@ -171,11 +172,6 @@ static void test_skip(struct world *w) {
       float *after = state(w, (enum fd_optim_part)i, &n);
       CHECK(!memcmp(before[i], after, (size_t)n * sizeof(float)));
       free(before[i]), free(after);
-    }
-    for (int64_t i = 0; i < fd_params_flat_numel(w->dit->params); i++) {
-      if (fd_params_flat_grad(w->dit->params)[i] == 0) continue;
-      CHECK(!"gradients of a skipped step are cleared");
-      break;
     }
   }
   CHECK(one_step(w, &rates, &r) == FD_OK && !r.skipped && isfinite(r.loss)); /* and the next one is as if nothing had been */

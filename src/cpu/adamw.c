@@ -68,6 +68,7 @@ fd_status cpu_clip(fd_ctx *ctx, const struct fd_clip_args *a) {
 
 struct adamw {
   float clip, beta1, one_minus_beta1, beta2, one_minus_beta2, inv_bias1, inv_bias2, eps, lr, weight_decay, decay;
+  bool keep_g;
 };
 
 enum compute { NONE, F32, BF16 };
@@ -80,7 +81,8 @@ CPU_INLINE void update_loop(const struct adamw *s, float *restrict p, float *res
     const float mi = cpu_fma(c.beta1, m[i], c.one_minus_beta1 * grad), vi = cpu_fma(c.beta2, v[i], c.one_minus_beta2 * grad * grad);
     const float update = mi * c.inv_bias1 / (__builtin_sqrtf(vi * c.inv_bias2) + c.eps);
     const float pi = cpu_fma(-c.lr, cpu_fma(c.weight_decay, p[i], update), p[i]);
-    m[i] = mi, v[i] = vi, p[i] = pi, g[i] = 0.0f;
+    m[i] = mi, v[i] = vi, p[i] = pi;
+    if (!c.keep_g) g[i] = 0.0f;
     if (ema) ema[i] = c.decay == 1.0f ? ema[i] : cpu_fma(c.decay, ema[i], (1.0f - c.decay) * pi);
     if (kind != NONE) cpu_store(compute, kind == BF16, i, pi);
   }
@@ -130,14 +132,15 @@ fd_status cpu_adamw(fd_ctx *ctx, const struct fd_adamw_args *a) {
                           .eps = a->eps,
                           .lr = control[FD_CONTROL_LR],
                           .weight_decay = a->weight_decay,
-                          .decay = control[FD_CONTROL_EMA_DECAY]};
+                          .decay = control[FD_CONTROL_EMA_DECAY],
+                          .keep_g = a->keep_g != 0};
   const enum compute kind = !a->compute ? NONE : a->compute->dtype == FD_BF16 ? BF16 : F32;
   #pragma omp parallel num_threads(cpu_threads(ctx, n))
   {
     int64_t lo, hi;
     cpu_share(n, 64, &lo, &hi);
-    if (skip) memset((float *)a->g->data + lo, 0, sizeof(float) * (size_t)(hi - lo));
-    else
+    if (skip && !s.keep_g) memset((float *)a->g->data + lo, 0, sizeof(float) * (size_t)(hi - lo));
+    if (!skip)
       update(&s, a->p->data, a->g->data, a->m->data, a->v->data, a->ema ? a->ema->data : NULL, a->compute ? a->compute->data : NULL, kind, lo,
              hi);
   }

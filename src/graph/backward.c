@@ -18,7 +18,7 @@ struct bw {
   bool *open;            /* an op that is being built writes this gradient */
   bool *needs;           /* base: something wanted leads to it */
   bool *reached;         /* base: it leads to an output */
-  bool *leaf_grad;       /* base: an external gradient is bound to it */
+  bool *empty;           /* external gradient: what it holds does not count, and nothing was written to it yet */
   fd_var *fresh;         /* base: recomputed value, 0: the original is there */
   bool *active;          /* node */
   int n_pending;
@@ -42,6 +42,14 @@ static fd_var like(fd_graph *g, fd_var v) {
 
 static void emit_cast(fd_graph *g, fd_var from, fd_var to) {
   fd_graph_emit(g, FD_OP_cast, &(struct fd_cast_args){0}, (fd_var[]){from, to});
+}
+
+/* The gradient of `base` is an external one that is to be overwritten now. */
+static bool take_empty(struct bw *b, fd_var base) {
+  const fd_var want = b->g->values[base]->want;
+  const bool empty = want && b->empty[want];
+  if (empty) b->empty[want] = false;
+  return empty;
 }
 
 static void emit_zero(fd_graph *g, fd_var v) { fd_graph_emit(g, FD_OP_fill, &(struct fd_fill_args){.value = 0}, (fd_var[]){v}); }
@@ -110,7 +118,7 @@ static void contribute(struct bw *b, fd_var x, fd_var c) {
     return;
   }
   unshare(b, base);
-  fd_graph_emit(g, FD_OP_cast, &(struct fd_cast_args){.acc = SLOT_BIT(cast, y)}, (fd_var[]){c, b->grad[base]});
+  fd_graph_emit(g, FD_OP_cast, &(struct fd_cast_args){.acc = take_empty(b, base) ? 0 : SLOT_BIT(cast, y)}, (fd_var[]){c, b->grad[base]});
 }
 
 enum {
@@ -143,7 +151,9 @@ static fd_var target(struct bw *b, fd_var x, fd_dtype dtype, int flags, unsigned
   fd_dtype have = b->grad[base] ? fd_graph_get(g, b->grad[base])->dtype : FD_DTYPE_COUNT;
   if (b->grad[base] && (have == dtype || (have == FD_F32 && flags & OR_F32)) && !b->open[base] && !(flags & OVERWRITES)) {
     unshare(b, base);
-    *acc |= 1u << slot;
+    const bool empty = take_empty(b, base);
+    if (empty && flags & PARTIAL) emit_zero(g, b->grad[base]);
+    if (!empty || flags & PARTIAL) *acc |= 1u << slot;
     b->open[base] = true;
     b->pending[b->n_pending].from = 0;
     b->pending[b->n_pending++].to = base;
@@ -505,6 +515,8 @@ void fd_graph_on_grad_done(fd_graph *g, fd_graph_grad_done *f, void *user) {
   g->grad_done_user = user;
 }
 
+void fd_graph_new_grads(fd_graph *g) { g->new_grads = true; }
+
 void fd_graph_want_grad(fd_graph *g, fd_var v, fd_var grad) {
   if (!fd_graph_ok(g)) return;
   FD_WANT_OR(, v > 0 && v < g->n_values, "want_grad: value %d does not exist", v);
@@ -577,8 +589,11 @@ static void check_node(struct bw *b, const struct fd_node *node) {
   }
 }
 
-static void call_grad_done(fd_graph *g, fd_var grad) {
+static void call_grad_done(struct bw *b, fd_var grad) {
+  fd_graph *g = b->g;
   const char *phase = g->phase;
+  if (b->empty[grad]) emit_zero(g, grad); /* nothing was added */
+  b->empty[grad] = false;
   if (g->grad_done && fd_graph_ok(g)) g->grad_done(g->grad_done_user, g, grad);
   g->phase = phase;
 }
@@ -612,6 +627,7 @@ static void walk(struct bw *b, int n, const fd_var *out, const fd_var *dout, con
     const struct fd_value *x = g->values[v];
     if (!x->wanted || !x->want) continue;
     b->grad[v] = shaped(g, x->want, v);
+    b->empty[x->want] = g->new_grads;
     if (!fd_graph_ok(g)) return;
     fd_graph_base(g, b->grad[v])->refs = 1;
   }
@@ -623,14 +639,14 @@ static void walk(struct bw *b, int n, const fd_var *out, const fd_var *dout, con
     contribute(b, out[i], dout[i]);
   }
   for (fd_var v = 1; v < b->n_values; v++)
-    if (done_at[v] == b->n_nodes) call_grad_done(g, v);
+    if (done_at[v] == b->n_nodes) call_grad_done(b, v);
   for (int i = b->n_nodes - 1; i >= 0 && fd_graph_ok(g); i--) {
     for (int s = 0; s < g->n_segments; s++)
       if (g->segments[s].end == i + 1) recompute(b, &g->segments[s], stays);
     if (!b->active[i] || !fd_graph_ok(g)) continue;
     differentiate(b, g->nodes[i]);
     for (fd_var v = 1; v < b->n_values; v++)
-      if (done_at[v] == i) call_grad_done(g, v);
+      if (done_at[v] == i) call_grad_done(b, v);
   }
   for (int v = 1; v < b->n_values && fd_graph_ok(g); v++) {
     struct fd_value *x = g->values[v];
@@ -656,12 +672,13 @@ void fd_graph_backward(fd_graph *g, int n, const fd_var *out, const fd_var *dout
   b.grad = calloc(nv, sizeof *b.grad);
   b.fresh = calloc(nv, sizeof *b.fresh);
   b.open = calloc(nv, 1);
+  b.empty = calloc(nv, 1);
   b.needs = calloc(nv, 1);
   b.reached = calloc(nv, 1);
   b.active = calloc(nn, 1);
   bool *stays = calloc(nv, 1);
   int *done_at = malloc(nv * sizeof *done_at); /* of an external gradient: the op whose backward is the last to add to it */
-  if (!b.grad || !b.fresh || !b.open || !b.needs || !b.reached || !b.active || !stays || !done_at) {
+  if (!b.grad || !b.fresh || !b.open || !b.empty || !b.needs || !b.reached || !b.active || !stays || !done_at) {
     fd_graph_fail(g, FD_ERR_NOMEM, "no memory for the backward pass");
     goto done;
   }
@@ -706,6 +723,7 @@ done:
   free(b.grad);
   free(b.fresh);
   free(b.open);
+  free(b.empty);
   free(b.needs);
   free(b.reached);
   free(b.active);

@@ -82,6 +82,7 @@ void fd_op_cost(enum fd_op op, const void *args, double *flop, double *bytes) {
     case FD_OP_adamw: { /* the copy is written only */
       const struct fd_adamw_args *a = args;
       if (a->compute) moved -= (double)fd_tensor_bytes(a->compute);
+      if (a->keep_g) moved -= (double)fd_tensor_bytes(a->g);
       break;
     }
     default: break;

@@ -59,9 +59,12 @@ void fd_graph_fail(fd_graph *g, fd_status st, const char *format, ...) __attribu
 /* ---- differentiation (src/graph/backward.c) ---------------------------------------------------------------------- */
 
 /** v is a leaf (external or input) whose gradient is wanted. `grad` != 0: an external f32 value of the same number of
- *  elements, always added to (flat gradient buffer). grad 0: a kept value is made, overwritten by each run, see
+ *  elements, added to or (fd_graph_new_grads) written. grad 0: a kept value is made, overwritten by each run, see
  *  fd_graph_grad; then v may be the output of an op too. Its type is f32 for a weight, else that of v. */
 void fd_graph_want_grad(fd_graph *g, fd_var v, fd_var grad);
+/** Before fd_graph_backward: external gradients are written, not added to, so what they hold does not count and nobody has to clear them;
+ *  those to which nothing is added become 0. */
+void fd_graph_new_grads(fd_graph *g);
 
 /** Append the backward ops of everything that leads from wanted leaves to the n outputs, whose gradients are dout[i]
  *  (same shape and type; never written). An op without a backward between them is FD_ERR_UNSUPPORTED by name. At most once

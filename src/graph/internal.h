@@ -72,6 +72,7 @@ struct fd_graph {
   int n_segments, open_segment; /* -1: none open */
 
   bool differentiated, planned, poison;
+  bool new_grads; /* external gradients are overwritten */
   fd_graph_grad_done *grad_done;
   void *grad_done_user;
 

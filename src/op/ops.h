@@ -405,12 +405,13 @@ struct fd_clip_args {
  *  g' = g CLIP; m = b1 m + (1-b1) g'; v = b2 v + (1-b2) g'^2;
  *  p = p - LR ((m / BIAS1) / (sqrt(v / BIAS2) + eps) + wd p); ema = d ema + (1-d) p; compute = p rounded; g = 0.
  *    p, g, m, v, ema  inout [n] f32;  compute  out [n] f32 | bf16 (NULL: p itself is computed with)
- *  With SKIP set only g = 0. */
+ *  With SKIP set only g = 0.  keep_g: g is only read (the next backward pass overwrites it). */
 struct fd_adamw_args {
   fd_tensor *p, *g, *m, *v, *ema, *compute, *control;
   unsigned acc;
   double beta1, beta2; /* 1 - beta is formed in double, as PyTorch does: 1 - 0.999f is off by 1.3e-5 */
   float eps, weight_decay;
+  int keep_g;
 };
 
 /** Between all ranks, in place: start begins it on the communication stream, wait makes later ops see the result.

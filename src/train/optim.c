@@ -73,7 +73,8 @@ void fd_optim_build(fd_optim *o, fd_graph *g, fd_var control) {
   const struct fd_adamw_args adamw = {.beta1 = o->config.beta1,
                                       .beta2 = o->config.beta2,
                                       .eps = (float)o->config.eps,
-                                      .weight_decay = (float)o->config.weight_decay};
+                                      .weight_decay = (float)o->config.weight_decay,
+                                      .keep_g = o->config.keep_g};
   fd_graph_emit(g, FD_OP_adamw, &adamw,
                 (fd_var[]){o->value[FD_OPTIM_MASTER], o->grad, o->value[FD_OPTIM_EXP_AVG], o->value[FD_OPTIM_EXP_AVG_SQ],
                            o->value[FD_OPTIM_EMA], o->compute, control});

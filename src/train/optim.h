@@ -13,6 +13,7 @@ struct fd_optim_config {
   double beta1, beta2, eps, weight_decay;
   double max_norm; /* of the gradient; <= 0: no clipping */
   bool ema;        /* keep a moving average */
+  bool keep_g;     /* gradients are overwritten by the next step: nobody clears them */
   fd_dtype compute; /* type of the flat compute weights */
 };
 

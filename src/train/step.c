@@ -172,6 +172,7 @@ static fd_status build_micro(fd_step *s) {
   s->noise = s->c.given_noise ? fd_graph_input(g, "noise", FD_F32, 4, shape) : fd_randn(g, s->keys, FD_RNG_NOISE, 4, shape);
   const fd_var x_t = fd_flow_noise(g, s->latents, s->noise, s->sigma, s->c.dtype);
   fd_params_grads(s->c.dit->params, g);
+  if (s->c.accumulation == 1) fd_graph_new_grads(g);
   const struct fd_dit_inputs in = {
       .x = x_t, .t = s->timestep, .states = s->text, .text = &s->tv, .checkpoint = s->c.checkpointing};
   const fd_var out = fd_dit(s->c.dit, g, &in);
@@ -285,6 +286,7 @@ fd_status fd_step_create(fd_ctx *ctx, const struct fd_step_config *config, fd_st
     if (!s->host_text) FD_TRY(FD_FAIL(FD_ERR_NOMEM, "no memory for text states"));
   }
   s->c.optim.compute = config->dtype;
+  s->c.optim.keep_g = config->accumulation == 1;
   FD_TRY(fd_optim_create(ctx, config->dit->params, &s->c.optim, &s->optim));
   FD_TRY(make_buckets(s));
   FD_TRY(build_micro(s));
