@@ -9,6 +9,7 @@
 #include "base/rng.h"
 #include "cpu/cpu.h"
 #include "graph/build.h"
+#include "model/classes.h"
 #include "model/model.h"
 
 static int failed;
@@ -297,6 +298,26 @@ static void test_packing(void) {
   CHECK(fd_text_create(1, 0, 1, 1, &t) == FD_ERR_ARG);
 }
 
+/* The defaults of the original's DiTConfig; null is another thing than a missing key. */
+static void test_missing_keys(void) {
+  static const char *const more[] = {"", ",\"timestep_conditioning\":null,\"dit_num_hidden_layers\":null,\"pos_embed\":\"ape\",\"qk_norm\":true"};
+  struct fd_dit_config c;
+  struct fd_model_dims dims;
+  char text[500];
+  for (int i = 0; i < 2; i++) {
+    snprintf(text, sizeof text,
+             "{\"model_type\":\"DiT\",\"text_hidden_size\":8%s,\"base_config\":{\"hidden_size\":16,\"intermediate_size\":8,\"num_hidden_layers\":3,"
+             "\"num_attention_heads\":2,\"num_key_value_heads\":1,\"head_dim\":8}}", more[i]);
+    json_t *json = json_loads(text, 0, NULL);
+    memset(&c, 0, sizeof c);
+    OK(fd_dit_read(json, &c, &dims));
+    json_decref(json);
+    CHECK(c.D == 16 && !c.cross && !c.sandwich && c.P == 2);
+    if (i == 0) CHECK(c.layers == 18 && c.pos == FD_DIT_ROPE_1D && !c.qk_norm && c.time == FD_DIT_ADALN_ZERO);
+    else CHECK(c.layers == 3 && c.pos == FD_DIT_APE && c.qk_norm && c.time == FD_DIT_NO_TIME);
+  }
+}
+
 static void test_misuse(void) {
   fd_model *m = make("{\"_class_name\":\"AutoencoderKL\",\"block_out_channels\":[8,8],\"norm_num_groups\":4}", FD_F32);
   fd_graph *g = NULL;
@@ -326,6 +347,7 @@ int main(void) {
   test_dit();
   test_text();
   test_vae();
+  test_missing_keys();
   test_misuse();
   fd_ctx_destroy(&ctx);
   return failed;

@@ -30,22 +30,23 @@ fd_status fd_dit_read(const json_t *json, void *config, struct fd_model_dims *di
   c->theta = fd_json_num(&b, "rope_theta", 10000);
   c->act = fd_json_activation(&b);
   c->bias = fd_json_bool(&b, "attention_bias", false);
-  /* null: as the language model that base_config describes */
+  /* What is missing takes the defaults of the original's DiTConfig; null: as the language model that base_config describes. */
   c->D = fd_json_has(&j, "dit_hidden_size") ? fd_json_int(&j, "dit_hidden_size", 0, 1, 1 << 20)
                                             : fd_json_int(&b, "hidden_size", FD_JSON_REQUIRED, 1, 1 << 20);
-  c->layers = fd_json_has(&j, "dit_num_hidden_layers") ? fd_json_int(&j, "dit_num_hidden_layers", 0, 1, 10000)
-                                                       : fd_json_int(&b, "num_hidden_layers", FD_JSON_REQUIRED, 1, 10000);
+  c->layers = fd_json_is_null(&j, "dit_num_hidden_layers") ? fd_json_int(&b, "num_hidden_layers", FD_JSON_REQUIRED, 1, 10000)
+                                                           : fd_json_int(&j, "dit_num_hidden_layers", 18, 1, 10000);
   c->text_width = fd_json_int(&j, "text_hidden_size", FD_JSON_REQUIRED, 1, 1 << 20);
   c->P = (int)fd_json_int(&j, "patch_size", 2, 1, 64);
   c->in_channels = (int)fd_json_int(&j, "in_channels", 16, 1, 4096);
   c->out_channels = (int)fd_json_int(&j, "out_channels", 16, 1, 4096);
   c->G = fd_json_int(&j, "pos_embed_max_size", 64, 1, 10000);
   c->base = (double)(fd_json_int(&j, "sample_size", 32, 1, 65536) / c->P); /* whole patches */
-  c->qk_norm = fd_json_bool(&j, "qk_norm", true);
+  c->qk_norm = fd_json_bool(&j, "qk_norm", false);
   c->sandwich = fd_json_bool(&j, "sandwich_norm", false);
   c->cross = fd_json_choice(&j, "attention", attention, 0) == 1;
-  c->pos = (enum fd_dit_pos)fd_json_choice(&j, "pos_embed", pos, FD_DIT_APE);
-  c->time = (enum fd_dit_time)fd_json_choice(&j, "timestep_conditioning", time, FD_DIT_NO_TIME);
+  c->pos = (enum fd_dit_pos)fd_json_choice(&j, "pos_embed", pos, FD_DIT_ROPE_1D);
+  c->time = (enum fd_dit_time)fd_json_choice(&j, "timestep_conditioning", time,
+                                             fd_json_is_null(&j, "timestep_conditioning") ? FD_DIT_NO_TIME : FD_DIT_ADALN_ZERO);
   if (b.st != FD_OK) return b.st;
   if (j.st != FD_OK) return j.st;
   if (c->A % c->K)
@@ -195,8 +196,6 @@ void fd_dit_declare(const void *config, fd_params *p) {
       add_proj(p, c, at, "text_v_proj", kv, D, "text_kv");
     }
     add_proj(p, c, at, "o_proj", D, q, NULL);
-    snprintf(at, sizeof at, "layers.%d.", l);
-    add(p, at, "post_attention_layernorm.weight", D, 0, zero, 0, NULL);
     if (c->cross) {
       snprintf(at, sizeof at, "layers.%d.cross_attn.", l);
       if (c->qk_norm) {
@@ -204,15 +203,16 @@ void fd_dit_declare(const void *config, fd_params *p) {
         add(p, at, "k_norm.weight", c->E, 0, zero, 0, NULL);
       }
       add_proj(p, c, at, "q_proj", q, D, NULL);
+      add_proj(p, c, at, "o_proj", D, q, NULL);
       add_proj(p, c, at, "text_k_proj", kv, D, NULL);
       add_proj(p, c, at, "text_v_proj", kv, D, NULL);
-      add_proj(p, c, at, "o_proj", D, q, NULL);
-      snprintf(at, sizeof at, "layers.%d.", l);
-      if (c->sandwich) add(p, at, "post_cross_attention_layernorm.weight", D, 0, zero, 0, NULL);
     }
+    snprintf(at, sizeof at, "layers.%d.", l);
+    add(p, at, "post_attention_layernorm.weight", D, 0, zero, 0, NULL);
     if (c->sandwich) {
       add(p, at, "pre_feedforward_layernorm.weight", D, 0, zero, 0, NULL);
       add(p, at, "post_feedforward_layernorm.weight", D, 0, zero, 0, NULL);
+      if (c->cross) add(p, at, "post_cross_attention_layernorm.weight", D, 0, zero, 0, NULL);
     }
     add(p, at, "mlp.gate_proj.weight", c->F, D, xavier, 0, "mlp.gate_up.weight");
     add(p, at, "mlp.up_proj.weight", c->F, D, xavier, 0, "mlp.gate_up.weight");

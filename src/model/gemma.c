@@ -30,7 +30,8 @@ static fd_status read_config(const json_t *json, bool gemma2, struct fd_gemma_co
     c->window = fd_json_int(&j, "sliding_window", 4096, 1, INT32_MAX);
     /* scores are capped by the eager implementation only; what the original runs (sdpa) ignores attn_logit_softcapping */
     const char *how = fd_json_text(&j, "attn_implementation", "sdpa");
-    if (strcmp(how, "eager") == 0) c->softcap = (float)fd_json_num(&j, "attn_logit_softcapping", 50.0);
+    if (strcmp(how, "eager") == 0 && !fd_json_is_null(&j, "attn_logit_softcapping"))
+      c->softcap = (float)fd_json_num(&j, "attn_logit_softcapping", 50.0);
   }
   if (j.st == FD_OK && fd_json_has(&j, "rope_scaling")) j.st = FD_FAIL(FD_ERR_UNSUPPORTED, "config.json: rope_scaling is not built");
   if (j.st == FD_OK && c->A % c->K)

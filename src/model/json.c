@@ -10,6 +10,7 @@ static const json_t *get(const struct fd_json *c, const char *key) {
 }
 
 bool fd_json_has(const struct fd_json *c, const char *key) { return get(c, key) != NULL; }
+bool fd_json_is_null(const struct fd_json *c, const char *key) { return json_is_null(json_object_get(c->json, key)); }
 
 #define WRONG(c, ...) ((c)->st == FD_OK ? (void)((c)->st = FD_FAIL(FD_ERR_FORMAT, __VA_ARGS__)) : (void)0)
 

@@ -17,6 +17,8 @@ struct fd_json {
 #define FD_JSON_REQUIRED INT64_MIN
 
 bool fd_json_has(const struct fd_json *c, const char *key);
+/** The key is there and says null, where that means something else than its absence. */
+bool fd_json_is_null(const struct fd_json *c, const char *key);
 int64_t fd_json_int(struct fd_json *c, const char *key, int64_t otherwise, int64_t low, int64_t high);
 double fd_json_num(struct fd_json *c, const char *key, double otherwise);
 bool fd_json_bool(struct fd_json *c, const char *key, bool otherwise);
