@@ -205,6 +205,9 @@ fd_status open_folder(const char *folder, fd_tokenizer *t) {
   t->bos_text = special[0] ? special[0] : "";
   if (json_is_true(json_object_get(config.value, "add_eos_token")))
     return FD_FAIL(FD_ERR_UNSUPPORTED, "%stokenizer_config.json: add_eos_token = true is not supported", base.c_str());
+  const char *cut = json_string_value(json_object_get(config.value, "truncation_side"));
+  if (cut && strcmp(cut, "right") != 0)
+    return FD_FAIL(FD_ERR_UNSUPPORTED, "%stokenizer_config.json: truncation_side = \"%s\": only \"right\" is built", base.c_str(), cut);
   const char *side = json_string_value(json_object_get(config.value, "padding_side"));
   if (side && strcmp(side, "left") != 0 && strcmp(side, "right") != 0)
     return FD_FAIL(FD_ERR_FORMAT, "%stokenizer_config.json: padding_side = \"%s\" is neither left nor right", base.c_str(), side);
@@ -328,13 +331,14 @@ fd_status fd_prompt_create(const fd_tokenizer *t, const struct fd_prompt_config 
   if (!p) return FD_FAIL(FD_ERR_NOMEM, "no memory for a prompt");
   Ids count = {nullptr, 0, 0};
   if (p->chat) {
-    encode(t, render_chat(p, p->instruction), &count); /* the whole empty turn, but for bos */
-    count.n--;
-  } else if (!p->instruction.empty()) {
-    encode(t, strip_right(p->instruction), &count); /* the blank at its end joins the caption's first word */
+    encode(t, render_chat(p, p->instruction), &count); /* the whole empty turn */
+  } else {
+    if (t->bos >= 0) count.push(t->bos);
+    if (!p->instruction.empty()) encode(t, strip_right(p->instruction), &count); /* the blank at its end joins the caption's first word */
   }
-  p->instruction_length = count.n;
-  p->length = config->max_prompt_length + count.n;
+  /* cut as a caption is; one less for bos, which the original takes off whether there is one or not */
+  p->instruction_length = std::max<int64_t>(std::min(count.n, config->max_prompt_length) - 1, 0);
+  p->length = config->max_prompt_length + p->instruction_length;
   *out = p;
   return FD_OK;
 }

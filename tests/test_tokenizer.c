@@ -57,6 +57,9 @@ int main(void) {
   CHECK(fd_prompt_encode(p, NULL, 0, b) == 1); /* dropped: no instruction */
   fd_prompt_destroy(&p);
   CHECK(p == NULL);
+  config.max_prompt_length = 2; /* the instruction is cut as a caption is: bos and one token */
+  CHECK(fd_prompt_create(t, &config, &p) == FD_OK && fd_prompt_instruction_length(p) == 1 && fd_prompt_length(p) == 3);
+  fd_prompt_destroy(&p);
   config.max_prompt_length = 0;
   CHECK(fd_prompt_create(t, &config, &p) == FD_ERR_CONFIG);
   config = (struct fd_prompt_config){.max_prompt_length = 8, .apply_chat_template = true};
