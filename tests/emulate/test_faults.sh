@@ -69,7 +69,9 @@ fault 'half a warp summed' device.cuh '/float warp_sum(float v)/{n;s/i = 16/i = 
 fault 'a warp that does not wait for its lanes' heads.cu '/shared\[e\] = h\.v/{n;s/__syncwarp();//}' heads heads "$early"
 fault 'scratch read that nobody wrote' colsum.cu 's/, rows, per, n))) : FD_OK/, rows < per ? rows : per, per, n))) : FD_OK/' colsum colsum 'never written'
 fault 'a run that ends before its sums' collective.c '/fd_status fd_cuda_collective_join/,/^}/s/FD_TRY(FD_CUDA(cudaStreamWaitEvent.*//' \
-    collective.c reduce_3ranks 'cudaErrorStreamCaptureUnjoined'
+    collective.c reduce_3ranks 'wrong == 0'
+fault 'pinned memory used again too early' backend.c 's/FD_TRY(FD_CUDA(cudaEventSynchronize(c->stage_done\[c->stage_half\])));//' backend.c copies 'wrong == 0'
+unchanged backend.c copies
 fault 'a backward pass without its length mask' cudnn_attention.c 's/CUDNN_POINTWISE_EXP, masked(g, s, x, nq, nk), NULL)/CUDNN_POINTWISE_EXP, x, NULL)/' \
     cudnn_attention.c plans 'attention without a length mask'
 unchanged cudnn_attention.c plans
