@@ -8,8 +8,8 @@ namespace {
 
 enum { BLOCK = 256 };
 
-template <class T, int V>
-__global__ void gate_forward(const T *x, const T *a, const void *mod, int mod_bf16, int64_t S, int64_t col, int64_t rows_per_mod, T *y,
+template <class T, class A, int V>
+__global__ void gate_forward(const T *x, const A *a, const void *mod, int mod_bf16, int64_t S, int64_t col, int64_t rows_per_mod, T *y,
                              const int *count, int64_t rows, int64_t D) {
   const int64_t n = fd::rows_in_use(count, rows) * D;
   for (int64_t i = V * ((int64_t)blockIdx.x * BLOCK + threadIdx.x); i < n; i += (int64_t)V * BLOCK * gridDim.x) {
@@ -70,13 +70,17 @@ __global__ void __launch_bounds__(BLOCK) gate_dmod(const float *part, void *dmod
   fd::store_any(dmod, dmod_bf16, at, sum);
 }
 
-template <class T, int V> fd_status forward(fd_ctx *ctx, const struct fd_gate_residual_fwd_args *a) {
+template <class T, class A, int V> fd_status forward_from(fd_ctx *ctx, const struct fd_gate_residual_fwd_args *a) {
   const int64_t rows = fd_tensor_rows(a->x), D = fd_tensor_cols(a->x);
   const unsigned grid = fd::stride_blocks(ctx, rows * D, V * BLOCK);
   if (grid == 0) return FD_OK;
-  return FD_CUDA(FD_LAUNCH((gate_forward<T, V>), grid, BLOCK, 0, fd_cuda_stream(ctx), (const T *)a->x->data, (const T *)a->a->data,
+  return FD_CUDA(FD_LAUNCH((gate_forward<T, A, V>), grid, BLOCK, 0, fd_cuda_stream(ctx), (const T *)a->x->data, (const A *)a->a->data,
                            fd::data(a->mod), fd::is_bf16(a->mod), a->mod ? fd_tensor_cols(a->mod) : 0, a->gate_col, a->rows_per_mod,
                            (T *)a->y->data, fd::count_of(a->count), rows, D));
+}
+
+template <class T, int V> fd_status forward(fd_ctx *ctx, const struct fd_gate_residual_fwd_args *a) {
+  return a->a->dtype == FD_BF16 ? forward_from<T, fd::bf16, V>(ctx, a) : forward_from<T, T, V>(ctx, a);
 }
 
 template <class T, int V> fd_status backward(fd_ctx *ctx, const struct fd_gate_residual_bwd_args *a) {

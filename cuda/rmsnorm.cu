@@ -46,9 +46,9 @@ template <int V> __device__ __forceinline__ fd::pack<V> factor(const void *w, in
   return f;
 }
 
-template <class T, int V, int N>
+template <class T, class Y, int V, int N>
 __global__ void __launch_bounds__(BLOCK)
-    rmsnorm_forward(const T *x, const void *w, int w_bf16, columns c, T *y, float *rstd, const int *count, int64_t rows, int64_t D, float eps) {
+    rmsnorm_forward(const T *x, const void *w, int w_bf16, columns c, Y *y, float *rstd, const int *count, int64_t rows, int64_t D, float eps) {
   const int width = 32, lane = threadIdx.x % width; /* a warp a row */
   const int64_t row = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32;
   if (row >= fd::rows_in_use(count, rows)) return; /* the whole warp */
@@ -237,14 +237,18 @@ template <class T, int V, class F> fd_status by_length(int64_t D, F f) {
   return f(std::integral_constant<int, 0>());
 }
 
-template <class T, int V> fd_status forward(fd_ctx *ctx, const struct fd_rmsnorm_fwd_args *a) {
+template <class T, class Y, int V> fd_status forward_to(fd_ctx *ctx, const struct fd_rmsnorm_fwd_args *a) {
   const int64_t rows = fd_tensor_rows(a->x), D = fd_tensor_cols(a->x);
   if (rows == 0) return FD_OK;
   return by_length<T, V>(D, [=](auto n) {
-    return FD_CUDA(FD_LAUNCH((rmsnorm_forward<T, V, decltype(n)::value>), fd::blocks(rows, WARPS), BLOCK, 0, fd_cuda_stream(ctx),
+    return FD_CUDA(FD_LAUNCH((rmsnorm_forward<T, Y, V, decltype(n)::value>), fd::blocks(rows, WARPS), BLOCK, 0, fd_cuda_stream(ctx),
                              (const T *)a->x->data, a->w->data, fd::is_bf16(a->w), columns_of(a->mod, a->rows_per_mod, a->shift_col, a->scale_col),
-                             (T *)a->y->data, (float *)fd::data(a->rstd), fd::count_of(a->count), rows, D, a->eps));
+                             (Y *)a->y->data, (float *)fd::data(a->rstd), fd::count_of(a->count), rows, D, a->eps));
   });
+}
+
+template <class T, int V> fd_status forward(fd_ctx *ctx, const struct fd_rmsnorm_fwd_args *a) {
+  return a->y->dtype == FD_BF16 ? forward_to<T, fd::bf16, V>(ctx, a) : forward_to<T, T, V>(ctx, a);
 }
 
 template <class T, int V> fd_status backward(fd_ctx *ctx, const struct fd_rmsnorm_bwd_args *a) {

@@ -41,6 +41,18 @@ static void one(struct ot *t, int64_t R, int64_t D, int64_t rpm, bool gated, int
   free(ref), free(da0), free(dmod0);
 }
 
+/* a in bf16 beside an f32 x: as if a had been converted before. */
+static void rounded(struct ot *t, int64_t R, int64_t D, int64_t rpm, int64_t count) {
+  ot_reset(t);
+  ot_what(t, "R %d D %d rows_per_mod %d count %d, a rounded", (int)R, (int)D, (int)rpm, (int)count);
+  fd_tensor *x = OT_RAND(t, FD_F32, R, D), *a = OT_RAND(t, FD_BF16, R, D), *b = OT_NEW(t, FD_F32, R, D), *mod = rpm ? OT_RAND(t, FD_F32, R / rpm, D) : NULL,
+            *n = ot_count(t, count), *y = OT_NEW(t, FD_F32, R, D), *z = OT_NEW(t, FD_F32, R, D);
+  for (int64_t i = 0; i < R * D; i++) ot_set(b, i, ot_get(a, i));
+  OT_RUN(t, gate_residual_fwd, .x = x, .a = b, .mod = mod, .count = n, .y = y, .rows_per_mod = rpm);
+  OT_RUN(t, gate_residual_fwd, .x = x, .a = a, .mod = mod, .count = n, .y = z, .rows_per_mod = rpm);
+  for (int64_t i = 0; i < R * D; i++) OT_CHECK(t, i < count * D ? ot_get(z, i) == ot_get(y, i) : isnan(ot_get(z, i)));
+}
+
 static void finite_differences(struct ot *t) {
   ot_reset(t);
   ot_what(t, "finite differences");
@@ -58,6 +70,7 @@ static void misuse(struct ot *t) {
   OT_MISUSE(t, "a is missing", gate_residual_fwd, .x = x, .y = x);
   OT_MISUSE(t, "a is f32 [6, 3]", gate_residual_fwd, .x = x, .a = s, .y = x);
   OT_MISUSE(t, "y is bf16", gate_residual_fwd, .x = x, .a = x, .y = b);
+  OT_MISUSE(t, "a is f32", gate_residual_fwd, .x = b, .a = x, .y = b);
   OT_MISUSE(t, "mod is f32 [3, 8]", gate_residual_fwd, .x = x, .a = x, .y = x, .mod = mod, .rows_per_mod = 3);
   OT_MISUSE(t, "rows_per_mod = 0", gate_residual_fwd, .x = x, .a = x, .y = x, .mod = mod);
   OT_MISUSE(t, "gate_col = 5", gate_residual_fwd, .x = x, .a = x, .y = x, .mod = mod, .rows_per_mod = 2, .gate_col = 5);
@@ -81,6 +94,10 @@ static void body(struct ot *t) {
   for (int dt = FD_F32; dt <= FD_BF16; dt++) { /* a sample's sum in several parts, several blocks of columns */
     one(t, 260, 16, 130, true, 257, dt, FD_F32, true);
     one(t, 140, 520, 70, true, -1, dt, FD_BF16, false);
+  }
+  for (int gated = 0; gated < 2; gated++) {
+    rounded(t, 6, 7, gated ? 3 : 0, 5);
+    rounded(t, 6, 40, gated ? 2 : 0, 6);
   }
   finite_differences(t);
   misuse(t);

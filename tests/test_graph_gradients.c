@@ -109,6 +109,11 @@ static fd_var build_mixed(fd_graph *g, const fd_var *l, const void *user) { /* f
   return fd_add(g, fd_residual(g, l[0], y, NULL, 0), z, 0);
 }
 
+static fd_var build_mixed_norm(fd_graph *g, const fd_var *l, const void *user) { /* f32 stream, norm and product in the type of the weight */
+  (void)user;
+  return fd_residual(g, l[0], fd_linear(g, fd_rmsnorm_as(g, l[0], l[2], 1e-6f, NULL, 0, type_of(g, l[1])), l[1], 0, 0), NULL, 0);
+}
+
 #define ROPE_ROWS 8
 static const float *rope(void) { /* any table: pairs of a cosine and a sine */
   static float t[ROPE_ROWS][6];
@@ -235,6 +240,7 @@ int main(void) {
       {"loss", build_loss, NULL, 6, {FREE(3, S(3, 2, 5)), FIXED(3, S(3, 2, 5)), FIXED(3, S(3, 2, 5)), FIXED(3, S(3, 2, 5)), FIXED(1, S(3)), FIXED(1, S(3))}, 0, 1},
       {"loss, preconditioned", build_loss, &four, 6, {MADE(3, S(3, 2, 5)), FIXED(3, S(3, 2, 5)), FIXED(3, S(3, 2, 5)), FIXED(3, S(3, 2, 5)), FIXED(1, S(3)), FIXED(1, S(3))}, 0, 1},
       {"mixed types", build_mixed, NULL, 2, {FREE(2, S(3, 5)), FREE(2, S(5, 5))}, 0, 2},
+      {"mixed types, norm", build_mixed_norm, NULL, 3, {FREE(2, S(3, 5)), FREE(2, S(5, 5)), FREE(1, S(5))}, 0, 2},
       {"no rows", build_linear, NULL, 3, {FREE(2, S(0, 5)), FREE(2, S(7, 5)), FREE(1, S(7))}, 0, 3},
   };
   fd_ctx *ctx = NULL;

@@ -89,6 +89,21 @@ static void one(struct ot *t, int64_t R, int64_t D, int64_t rpm, int kind, int64
   free(f.x), free(f.w), free(f.mod), free(f.y), free(f.rstd), free(f.dy), free(dx0), free(dw0), free(dmod0), free(g);
 }
 
+/* y in bf16 of an f32 x: the f32 result, rounded. */
+static void rounded(struct ot *t, int64_t R, int64_t D, int64_t rpm, int64_t count) {
+  ot_reset(t);
+  ot_what(t, "R %d D %d rows_per_mod %d count %d, rounded", (int)R, (int)D, (int)rpm, (int)count);
+  fd_tensor *x = OT_RAND(t, FD_F32, R, D), *w = OT_RAND(t, FD_F32, D), *mod = rpm ? OT_RAND(t, FD_F32, R / rpm, 2 * D) : NULL, *n = ot_count(t, count),
+            *y = OT_NEW(t, FD_F32, R, D), *z = OT_NEW(t, FD_BF16, R, D), *rstd = OT_NEW(t, FD_F32, R);
+  struct fd_rmsnorm_fwd_args fwd = {.x = x, .w = w, .mod = mod, .count = n, .y = y, .rstd = rstd, .eps = 1e-6f, .rows_per_mod = rpm, .shift_col = 0,
+                                    .scale_col = D};
+  ot_run(t, FD_OP_rmsnorm_fwd, &fwd);
+  fwd.y = z;
+  ot_run(t, FD_OP_rmsnorm_fwd, &fwd);
+  for (int64_t i = 0; i < R * D; i++)
+    OT_CHECK(t, i < count * D ? ot_get(z, i) == fd_bf16_to_f32(fd_f32_to_bf16((float)ot_get(y, i))) : isnan(ot_get(z, i)));
+}
+
 static void finite_differences(struct ot *t) {
   ot_reset(t);
   ot_what(t, "finite differences");
@@ -121,7 +136,7 @@ static void misuse(struct ot *t) {
   OT_MISUSE(t, "w is missing", rmsnorm_fwd, .x = x, .y = y);
   OT_MISUSE(t, "w is f32 [4]", rmsnorm_fwd, .x = x, .w = w4, .y = y);
   OT_MISUSE(t, "w is i32", rmsnorm_fwd, .x = x, .w = wi, .y = y);
-  OT_MISUSE(t, "y is bf16", rmsnorm_fwd, .x = x, .w = w, .y = yb);
+  OT_MISUSE(t, "y is f32", rmsnorm_fwd, .x = yb, .w = w, .y = y);
   OT_MISUSE(t, "y is f32 [5]", rmsnorm_fwd, .x = x, .w = w, .y = w);
   OT_MISUSE(t, "x is f32 [6, 0]", rmsnorm_fwd, .x = x0, .w = w, .y = x0);
   OT_MISUSE(t, "count is i32 [2]", rmsnorm_fwd, .x = x, .w = w, .y = y, .count = count2);
@@ -161,6 +176,11 @@ static void body(struct ot *t) {
     one(t, 4, 264, 2, 1, 3, types[k][0], types[k][1], types[k][2], true);
     one(t, 150, 16, 75, 1, 148, types[k][0], types[k][1], types[k][2], true);
     one(t, 130, 24, 130, 0, -1, types[k][0], types[k][1], types[k][2], true);
+  }
+  const int64_t widths[] = {1, 8, 67, 1032, 2056};
+  for (int d = 0; d < 5; d++) {
+    rounded(t, 6, widths[d], 3, 5);
+    rounded(t, 6, widths[d], 0, 6);
   }
   finite_differences(t);
   misuse(t);

@@ -23,29 +23,31 @@ static fd_status check_mod(enum fd_op op, const fd_tensor *mod, int64_t R, int64
 
 /* ---- forward ----------------------------------------------------------------------------------------------------- */
 
-CPU_CLONES static void fwd(const void *x, const void *a, const float *gate, void *y, bool bf16, int64_t D, int64_t lo, int64_t hi) {
-#define ROW(bf16) \
+CPU_CLONES static void fwd(const void *x, bool bf16, const void *a, bool a_bf16, const float *gate, void *y, int64_t D, int64_t lo, int64_t hi) {
+#define ROW(bf16, a_bf16) \
   CPU_IVDEP for (int64_t i = 0; i < D; i++) \
-    cpu_store(y, bf16, at + i, cpu_fma(gate[i], cpu_load(a, bf16, at + i), cpu_load(x, bf16, at + i)))
+    cpu_store(y, bf16, at + i, cpu_fma(gate[i], cpu_load(a, a_bf16, at + i), cpu_load(x, bf16, at + i)))
   for (int64_t r = lo; r < hi; r++) {
     const int64_t at = r * D;
-    if (bf16) ROW(true);
-    else ROW(false);
+    if (bf16) ROW(true, true);
+    else if (a_bf16) ROW(false, true);
+    else ROW(false, false);
   }
 #undef ROW
 }
 
-CPU_CLONES static void fwd_plain(const void *x, const void *a, void *y, bool bf16, int64_t lo, int64_t hi) {
-#define ROW(bf16) \
-  CPU_IVDEP for (int64_t i = lo; i < hi; i++) cpu_store(y, bf16, i, cpu_load(a, bf16, i) + cpu_load(x, bf16, i))
-  if (bf16) ROW(true);
-  else ROW(false);
+CPU_CLONES static void fwd_plain(const void *x, bool bf16, const void *a, bool a_bf16, void *y, int64_t lo, int64_t hi) {
+#define ROW(bf16, a_bf16) \
+  CPU_IVDEP for (int64_t i = lo; i < hi; i++) cpu_store(y, bf16, i, cpu_load(a, a_bf16, i) + cpu_load(x, bf16, i))
+  if (bf16) ROW(true, true);
+  else if (a_bf16) ROW(false, true);
+  else ROW(false, false);
 #undef ROW
 }
 
 fd_status cpu_gate_residual_fwd_prepare(fd_ctx *ctx, const struct fd_gate_residual_fwd_args *a, size_t *scratch_bytes) {
   const int64_t D = fd_tensor_cols(a->x);
-  CPU_CHECK(gate_residual_fwd, a, cpu_same_shape(a->a, a->x), "the shape of x");
+  CPU_CHECK(gate_residual_fwd, a, cpu_same_shape(a->a, a->x) && (a->a->dtype == a->x->dtype || a->a->dtype == FD_BF16), "the shape of x, and its type or bf16");
   CPU_CHECK(gate_residual_fwd, y, cpu_same_shape(a->y, a->x), "the shape of x");
   *scratch_bytes = a->mod ? (size_t)ctx->n_threads * cpu_align(sizeof(float) * (size_t)D) : 0;
   return check_mod(FD_OP_gate_residual_fwd, a->mod, fd_tensor_rows(a->x), D, a->rows_per_mod, a->gate_col);
@@ -53,7 +55,7 @@ fd_status cpu_gate_residual_fwd_prepare(fd_ctx *ctx, const struct fd_gate_residu
 
 fd_status cpu_gate_residual_fwd(fd_ctx *ctx, const struct fd_gate_residual_fwd_args *a) {
   const int64_t R = fd_tensor_rows(a->x), D = fd_tensor_cols(a->x);
-  const bool bf16 = a->x->dtype == FD_BF16;
+  const bool bf16 = a->x->dtype == FD_BF16, a_bf16 = a->a->dtype == FD_BF16;
   int64_t used;
   fd_status st = cpu_rows_used(FD_OP_gate_residual_fwd, a->count, R, &used);
   if (st != FD_OK) return st;
@@ -62,11 +64,11 @@ fd_status cpu_gate_residual_fwd(fd_ctx *ctx, const struct fd_gate_residual_fwd_a
     float *gate = (float *)((char *)ctx->scratch + (size_t)omp_get_thread_num() * cpu_align(sizeof(float) * (size_t)D));
     int64_t lo, hi;
     cpu_share(used, 1, &lo, &hi);
-    if (!a->mod) fwd_plain(a->x->data, a->a->data, a->y->data, bf16, lo * D, hi * D);
+    if (!a->mod) fwd_plain(a->x->data, bf16, a->a->data, a_bf16, a->y->data, lo * D, hi * D);
     while (a->mod && lo < hi) {
       int64_t m = lo / a->rows_per_mod, end = (m + 1) * a->rows_per_mod < hi ? (m + 1) * a->rows_per_mod : hi;
       load_gate(a->mod, m, a->gate_col, D, gate);
-      fwd(a->x->data, a->a->data, gate, a->y->data, bf16, D, lo, end);
+      fwd(a->x->data, bf16, a->a->data, a_bf16, gate, a->y->data, D, lo, end);
       lo = end;
     }
   }

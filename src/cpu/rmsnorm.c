@@ -33,20 +33,22 @@ CPU_CLONES static void norm_factors(const struct norm *n, int64_t m, float *f, f
   }
 }
 
-CPU_INLINE void fwd_row(const void *x, void *y, bool bf16, int64_t D, float eps, const float *f, const float *shift, float *rstd) {
+CPU_INLINE void fwd_row(const void *x, bool x_bf16, void *y, bool y_bf16, int64_t D, float eps, const float *f, const float *shift, float *rstd) {
   float lane[CPU_LANES] = {0};
-  CPU_LANES_ADD(lane, D, cpu_load(x, bf16, i) * cpu_load(x, bf16, i));
+  CPU_LANES_ADD(lane, D, cpu_load(x, x_bf16, i) * cpu_load(x, x_bf16, i));
   float s = 1.0f / sqrtf(cpu_lanes_sum(lane) / (float)D + eps);
   if (rstd) *rstd = s;
   CPU_IVDEP /* y may be x itself */
-  for (int64_t i = 0; i < D; i++) cpu_store(y, bf16, i, cpu_fma(cpu_load(x, bf16, i) * s, f[i], shift[i]));
+  for (int64_t i = 0; i < D; i++) cpu_store(y, y_bf16, i, cpu_fma(cpu_load(x, x_bf16, i) * s, f[i], shift[i]));
 }
 
-CPU_CLONES static void fwd_rows(const void *x, void *y, bool bf16, int64_t rows, int64_t D, float eps, const float *f,
+CPU_CLONES static void fwd_rows(const void *x, bool x_bf16, void *y, bool y_bf16, int64_t rows, int64_t D, float eps, const float *f,
                                 const float *shift, float *rstd) {
   for (int64_t r = 0; r < rows; r++) {
-    if (bf16) fwd_row((const fd_bf16 *)x + r * D, (fd_bf16 *)y + r * D, true, D, eps, f, shift, rstd ? rstd + r : NULL);
-    else fwd_row((const float *)x + r * D, (float *)y + r * D, false, D, eps, f, shift, rstd ? rstd + r : NULL);
+    float *s = rstd ? rstd + r : NULL;
+    if (x_bf16) fwd_row((const fd_bf16 *)x + r * D, true, (fd_bf16 *)y + r * D, true, D, eps, f, shift, s);
+    else if (y_bf16) fwd_row((const float *)x + r * D, false, (fd_bf16 *)y + r * D, true, D, eps, f, shift, s);
+    else fwd_row((const float *)x + r * D, false, (float *)y + r * D, false, D, eps, f, shift, s);
   }
 }
 
@@ -68,7 +70,7 @@ fd_status cpu_rmsnorm_fwd_prepare(fd_ctx *ctx, const struct fd_rmsnorm_fwd_args 
   int64_t R = fd_tensor_rows(a->x), D = fd_tensor_cols(a->x);
   CPU_CHECK(rmsnorm_fwd, x, a->x->ndim >= 1 && D >= 1, "[R, D] with D >= 1");
   CPU_CHECK(rmsnorm_fwd, w, fd_tensor_numel(a->w) == D, "[%lld]", (long long)D);
-  CPU_CHECK(rmsnorm_fwd, y, cpu_same_shape(a->y, a->x), "the shape of x");
+  CPU_CHECK(rmsnorm_fwd, y, cpu_same_shape(a->y, a->x) && (a->y->dtype == a->x->dtype || a->y->dtype == FD_BF16), "the shape of x, and its type or bf16");
   CPU_CHECK(rmsnorm_fwd, rstd, !a->rstd || fd_tensor_numel(a->rstd) == R, "[%lld]", (long long)R);
   *scratch_bytes = (size_t)ctx->n_threads * 2 * cpu_align(sizeof(float) * (size_t)D);
   return check_mod(FD_OP_rmsnorm_fwd, a->mod, R, D, a->rows_per_mod, a->shift_col, a->scale_col);
@@ -83,8 +85,7 @@ fd_status cpu_rmsnorm_fwd(fd_ctx *ctx, const struct fd_rmsnorm_fwd_args *a) {
                          .shift_col = a->shift_col, .scale_col = a->scale_col, .w = a->w->data,
                          .mod = a->mod ? a->mod->data : NULL, .w_bf16 = a->w->dtype == FD_BF16,
                          .mod_bf16 = a->mod && a->mod->dtype == FD_BF16, .eps = a->eps};
-  const bool bf16 = a->x->dtype == FD_BF16;
-  const size_t each = fd_dtype_bytes(a->x->dtype), buffer = cpu_align(sizeof(float) * (size_t)D);
+  const size_t x_row = (size_t)D * fd_dtype_bytes(a->x->dtype), y_row = (size_t)D * fd_dtype_bytes(a->y->dtype), buffer = cpu_align(sizeof(float) * (size_t)D);
   #pragma omp parallel num_threads(cpu_threads(ctx, used * D))
   {
     float *f = (float *)((char *)ctx->scratch + (size_t)omp_get_thread_num() * 2 * buffer);
@@ -94,8 +95,8 @@ fd_status cpu_rmsnorm_fwd(fd_ctx *ctx, const struct fd_rmsnorm_fwd_args *a) {
     while (lo < hi) {
       int64_t m = lo / n.rows_per_mod, end = (m + 1) * n.rows_per_mod < hi ? (m + 1) * n.rows_per_mod : hi;
       norm_factors(&n, m, f, shift);
-      fwd_rows((const char *)a->x->data + (size_t)(lo * D) * each, (char *)a->y->data + (size_t)(lo * D) * each, bf16, end - lo, D,
-               n.eps, f, shift, a->rstd ? (float *)a->rstd->data + lo : NULL);
+      fwd_rows((const char *)a->x->data + (size_t)lo * x_row, a->x->dtype == FD_BF16, (char *)a->y->data + (size_t)lo * y_row, a->y->dtype == FD_BF16,
+               end - lo, D, n.eps, f, shift, a->rstd ? (float *)a->rstd->data + lo : NULL);
       lo = end;
     }
   }

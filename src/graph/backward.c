@@ -64,6 +64,17 @@ static fd_var shaped(fd_graph *g, fd_var v, fd_var as) {
 /** The complete gradient of an output of the node at hand, in its shape; 0 if nothing flows into it. */
 static fd_var grad_of(struct bw *b, fd_var y) { return y ? shaped(b->g, b->grad[base_of(b, y)], y) : 0; }
 
+static fd_dtype type_of(struct bw *b, fd_var v) { return fd_graph_get(b->g, v)->dtype; }
+
+/** A gradient in the type of x. */
+static fd_var in_type_of(struct bw *b, fd_var c, fd_var x) {
+  const fd_tensor *t = fd_graph_get(b->g, c);
+  if (!fd_graph_ok(b->g) || t->dtype == type_of(b, x)) return c;
+  const fd_var y = fd_graph_tensor(b->g, type_of(b, x), t->ndim, t->shape);
+  emit_cast(b->g, c, y);
+  return y;
+}
+
 static fd_var grad_or_zero(struct bw *b, fd_var y) {
   fd_var dy = grad_of(b, y);
   if (dy) return dy;
@@ -185,8 +196,6 @@ static void done(struct bw *b) {
     if (b->pending[i].from) contribute(b, b->pending[i].to, b->pending[i].from);
 }
 
-static fd_dtype type_of(struct bw *b, fd_var v) { return fd_graph_get(b->g, v)->dtype; }
-
 /* ---- one builder per op ------------------------------------------------------------------------------------------ */
 /* X(s): the node's value in slot s, for its gradient. IN(s): the same as data. ARGS: the node's scalars. */
 
@@ -272,12 +281,12 @@ static void geglu_bwd(struct bw *b) {
 static void rmsnorm_bwd(struct bw *b) {
   ARGS(rmsnorm_fwd);
   struct fd_rmsnorm_bwd_args args = {.eps = f->eps, .rows_per_mod = f->rows_per_mod, .shift_col = f->shift_col, .scale_col = f->scale_col};
-  fd_var x = X(rmsnorm_fwd, x), mod = X(rmsnorm_fwd, mod);
+  fd_var x = X(rmsnorm_fwd, x), mod = X(rmsnorm_fwd, mod), dy = in_type_of(b, grad_of(b, X(rmsnorm_fwd, y)), x);
   fd_var dmod = mod ? target(b, mod, type_of(b, mod), PARTIAL, &args.acc, SLOT(rmsnorm_bwd, dmod)) : 0;
   fd_var dw = target(b, X(rmsnorm_fwd, w), FD_F32, 0, &args.acc, SLOT(rmsnorm_bwd, dw));
   fd_var dx = target_or_dummy(b, x, type_of(b, x), &args.acc, SLOT(rmsnorm_bwd, dx));
   fd_graph_emit(b->g, FD_OP_rmsnorm_bwd, &args,
-                (fd_var[]){grad_of(b, X(rmsnorm_fwd, y)), IN(rmsnorm_fwd, x), IN(rmsnorm_fwd, w), IN(rmsnorm_fwd, rstd), IN(rmsnorm_fwd, mod),
+                (fd_var[]){dy, IN(rmsnorm_fwd, x), IN(rmsnorm_fwd, w), IN(rmsnorm_fwd, rstd), IN(rmsnorm_fwd, mod),
                            IN(rmsnorm_fwd, count), dx, dw, dmod});
 }
 

@@ -17,8 +17,10 @@ struct fd_mod {
   int64_t gate_col;             /* gate_residual */
 };
 fd_var fd_rmsnorm(fd_graph *g, fd_var x, fd_var w, float eps, const struct fd_mod *mod, fd_var count);
+/** The same in the type of x, or rounded to bf16. */
+fd_var fd_rmsnorm_as(fd_graph *g, fd_var x, fd_var w, float eps, const struct fd_mod *mod, fd_var count, fd_dtype dtype);
 
-/** x + gate a; mod NULL or mod->mod 0: x + a. */
+/** x + gate a; mod NULL or mod->mod 0: x + a, where a may be bf16 and x f32. */
 fd_var fd_residual(fd_graph *g, fd_var x, fd_var a, const struct fd_mod *mod, fd_var count);
 /** x + y, y repeated along leading dimensions. */
 fd_var fd_add(fd_graph *g, fd_var x, fd_var y, fd_var count);

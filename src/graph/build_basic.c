@@ -85,6 +85,10 @@ fd_var fd_linear(fd_graph *g, fd_var x, fd_var w, fd_var b, fd_var count) {
 }
 
 fd_var fd_rmsnorm(fd_graph *g, fd_var x, fd_var w, float eps, const struct fd_mod *mod, fd_var count) {
+  return fd_rmsnorm_as(g, x, w, eps, mod, count, FD_DTYPE_COUNT);
+}
+
+fd_var fd_rmsnorm_as(fd_graph *g, fd_var x, fd_var w, float eps, const struct fd_mod *mod, fd_var count, fd_dtype dtype) {
   if (!fd_graph_ok(g)) return 0;
   if (!fd_build_float(g, "rmsnorm", "x", x) || !fd_build_count(g, "rmsnorm", count)) return 0;
   const fd_tensor *t = fd_graph_get(g, x);
@@ -92,7 +96,7 @@ fd_var fd_rmsnorm(fd_graph *g, fd_var x, fd_var w, float eps, const struct fd_mo
   if (mod && !mod->mod) mod = NULL;
   if (mod && !check_mod(g, "rmsnorm", x, mod, mod->shift_col, mod->scale_col)) return 0;
   int64_t rows = fd_tensor_rows(t);
-  fd_var y = fd_build_like(g, x), rstd = fd_graph_tensor(g, FD_F32, 1, &rows);
+  fd_var y = fd_graph_tensor(g, dtype == FD_DTYPE_COUNT ? t->dtype : dtype, t->ndim, t->shape), rstd = fd_graph_tensor(g, FD_F32, 1, &rows);
   struct fd_rmsnorm_fwd_args args = {.eps = eps, .rows_per_mod = mod ? mod->rows_per_mod : 1, .shift_col = mod ? mod->shift_col : -1,
                                      .scale_col = mod ? mod->scale_col : -1};
   fd_graph_emit(g, FD_OP_rmsnorm_fwd, &args, (fd_var[]){x, w, mod ? mod->mod : 0, count, y, rstd});
@@ -103,9 +107,9 @@ fd_var fd_residual(fd_graph *g, fd_var x, fd_var a, const struct fd_mod *mod, fd
   if (!fd_graph_ok(g)) return 0;
   if (!fd_build_float(g, "residual", "x", x) || !fd_build_float(g, "residual", "a", a) || !fd_build_count(g, "residual", count)) return 0;
   const fd_tensor *tx = fd_graph_get(g, x), *ta = fd_graph_get(g, a);
-  FD_WANT(tx->dtype == ta->dtype && fd_tensor_numel(tx) == fd_tensor_numel(ta) && fd_tensor_cols(tx) == fd_tensor_cols(ta),
-          "residual: a is %s, wanted the shape and type of x %s", fd_graph_text(g, a), fd_graph_text(g, x));
   if (mod && !mod->mod) mod = NULL;
+  FD_WANT((tx->dtype == ta->dtype || (!mod && ta->dtype == FD_BF16)) && fd_tensor_numel(tx) == fd_tensor_numel(ta) && fd_tensor_cols(tx) == fd_tensor_cols(ta),
+          "residual: a is %s, wanted the shape and type of x %s", fd_graph_text(g, a), fd_graph_text(g, x));
   if (mod && !check_mod(g, "residual", x, mod, mod->gate_col, -1)) return 0;
   FD_WANT(!mod || mod->gate_col >= 0, "residual: gate_col is %lld with a mod", (long long)mod->gate_col);
   fd_var y = fd_build_like(g, x);

@@ -125,26 +125,23 @@ fd_var fd_gemma_states(fd_model *m, fd_graph *g, const struct fd_text_vars *text
     struct fd_attention a = {.ranges = text->ranges, .A = c->A, .K = c->K, .E = c->E, .scale = c->scale, .causal = 1, .softcap = c->softcap,
                              .max_q = text->L, .max_k = text->L};
     if (c->gemma2 && l % 2 == 0) a.window = c->window;
-    fd_var y = fd_rmsnorm(g, x, fd_params_varf(p, g, "model.layers.%d.input_layernorm.weight", l), c->eps, NULL, count);
-    h.qkv = fd_linear(g, fd_cast(g, y, dtype, 1), fd_params_varf(p, g, "model.layers.%d.self_attn.qkv.weight", l),
+    fd_var y = fd_rmsnorm_as(g, x, fd_params_varf(p, g, "model.layers.%d.input_layernorm.weight", l), c->eps, NULL, count, dtype);
+    h.qkv = fd_linear(g, y, fd_params_varf(p, g, "model.layers.%d.self_attn.qkv.weight", l),
                       c->bias ? fd_params_varf(p, g, "model.layers.%d.self_attn.qkv.bias", l) : 0, count);
     fd_heads(g, &h, &a.q, &a.k, &a.v);
     y = fd_attention(g, &a);
     y = fd_linear(g, y, fd_params_varf(p, g, "model.layers.%d.self_attn.o_proj.weight", l),
                   c->bias ? fd_params_varf(p, g, "model.layers.%d.self_attn.o_proj.bias", l) : 0, count);
-    y = fd_cast(g, y, FD_F32, 1);
-    if (c->gemma2) y = fd_rmsnorm(g, y, fd_params_varf(p, g, "model.layers.%d.post_attention_layernorm.weight", l), c->eps, NULL, count);
+    if (c->gemma2) y = fd_rmsnorm(g, fd_cast(g, y, FD_F32, 1), fd_params_varf(p, g, "model.layers.%d.post_attention_layernorm.weight", l), c->eps, NULL, count);
     x = fd_residual(g, x, y, NULL, count);
-    y = fd_rmsnorm(g, x, fd_params_varf(p, g, "model.layers.%d.%s.weight", l, c->gemma2 ? "pre_feedforward_layernorm" : "post_attention_layernorm"),
-                   c->eps, NULL, count);
-    y = fd_linear(g, fd_cast(g, y, dtype, 1), fd_params_varf(p, g, "model.layers.%d.mlp.gate_up.weight", l), 0, count);
+    y = fd_rmsnorm_as(g, x, fd_params_varf(p, g, "model.layers.%d.%s.weight", l, c->gemma2 ? "pre_feedforward_layernorm" : "post_attention_layernorm"),
+                      c->eps, NULL, count, dtype);
+    y = fd_linear(g, y, fd_params_varf(p, g, "model.layers.%d.mlp.gate_up.weight", l), 0, count);
     y = fd_geglu(g, y, c->act, count);
     y = fd_linear(g, y, fd_params_varf(p, g, "model.layers.%d.mlp.down_proj.weight", l), 0, count);
-    y = fd_cast(g, y, FD_F32, 1);
-    if (c->gemma2) y = fd_rmsnorm(g, y, fd_params_varf(p, g, "model.layers.%d.post_feedforward_layernorm.weight", l), c->eps, NULL, count);
+    if (c->gemma2) y = fd_rmsnorm(g, fd_cast(g, y, FD_F32, 1), fd_params_varf(p, g, "model.layers.%d.post_feedforward_layernorm.weight", l), c->eps, NULL, count);
     x = fd_residual(g, x, y, NULL, count);
   }
   /* the last entry is after the final norm; the last layer's raw output is nowhere in hidden_states */
-  if (at == c->layers) x = fd_rmsnorm(g, x, fd_params_var(p, g, "model.norm.weight"), c->eps, NULL, count);
-  return fd_cast(g, x, dtype, 1);
+  return at == c->layers ? fd_rmsnorm_as(g, x, fd_params_var(p, g, "model.norm.weight"), c->eps, NULL, count, dtype) : fd_cast(g, x, dtype, 1);
 }

@@ -100,7 +100,7 @@ struct fd_geglu_bwd_args {
  *    x     in   [R, D]
  *    w     in   [D]
  *    mod   in   [R / rows_per_mod, S]  row r uses mod row r / rows_per_mod; NULL: y = n
- *    y     out  [R, D]
+ *    y     out  [R, D]  as x, or bf16 of an f32 x
  *    rstd  out  [R]  f32
  *  shift_col, scale_col: first column in mod of each vector of D, or -1 for none. */
 struct fd_rmsnorm_fwd_args {
@@ -120,7 +120,8 @@ struct fd_rmsnorm_bwd_args {
   int64_t shift_col, scale_col;
 };
 
-/** y = x + gate a, gate = columns gate_col .. gate_col + D - 1 of mod [R / rows_per_mod, S]; mod NULL: gate 1. y may alias x. */
+/** y = x + gate a, gate = columns gate_col .. gate_col + D - 1 of mod [R / rows_per_mod, S]; mod NULL: gate 1. y may alias x.
+ *  x and y of one type, a of it too, or bf16. */
 struct fd_gate_residual_fwd_args {
   fd_tensor *x, *a, *mod, *count, *y;
   unsigned acc;
