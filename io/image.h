@@ -47,8 +47,8 @@ enum fd_image_loss fd_image_decode(const void *bytes, size_t n, int fast_side, f
 /** Size of `img` after its short side became R: the long side is R * long / short rounded down. */
 void fd_image_resized(int w, int h, int R, int *new_w, int *new_h);
 
-/** Resize (bilinear with antialiasing, 8 bit after each axis, columns first) so that the short side is R, and cut R x R
- *  out of it. crop NULL: the centre, offset (size - R) / 2 rounded half to even. Else crop[0], crop[1] in [0, 1)
+/** Resize (bilinear with antialiasing, 8 bit after each axis, axes in the order of Pillow 13.0.0) so that the short side is R,
+ *  and cut R x R out of it. crop NULL: the centre, offset (size - R) / 2 rounded half to even. Else crop[0], crop[1] in [0, 1)
  *  choose the column and row among all that are possible. `out` [R, R, 3]. Equals resizing all and then cropping.
  *  FD_ERR_ARG if R < 1 or the picture is empty; FD_ERR_NOMEM. */
 fd_status fd_image_fit(const fd_image *img, int R, const float crop[2], uint8_t *out);
