@@ -54,8 +54,8 @@ static enum fd_image_loss reserve(fd_image *img, int64_t w, int64_t h) {
   return fd_image_reserve(img, (int)w, (int)h) == FD_OK ? FD_IMAGE_KEPT : FD_IMAGE_NOMEM;
 }
 
-static void blacken(fd_image *img, int64_t first_row) {
-  if (first_row < img->h) memset(img->rgb + (size_t)first_row * (size_t)img->w * 3, 0, (size_t)(img->h - first_row) * (size_t)img->w * 3);
+static void fill(fd_image *img, int64_t first_row, int level) {
+  if (first_row < img->h) memset(img->rgb + (size_t)first_row * (size_t)img->w * 3, level, (size_t)(img->h - first_row) * (size_t)img->w * 3);
 }
 
 /* ---- JPEG -------------------------------------------------------------------------------------------------------- */
@@ -106,12 +106,12 @@ static int mul255(int a, int b) {
   return ((t >> 8) + t) >> 8;
 }
 
-static void cmyk_row(const uint8_t *cmyk, bool inverted, int w, uint8_t *rgb) {
-  const int flip = inverted ? 0xff : 0;
+/* Inverted, which is Adobe's convention, with or without Adobe's marker: Pillow does not look for it. */
+static void cmyk_row(const uint8_t *cmyk, int w, uint8_t *rgb) {
   for (int x = 0; x < w; x++, cmyk += 4, rgb += 3) {
-    const int nk = 255 - (cmyk[3] ^ flip);
+    const int nk = cmyk[3];
     for (int c = 0; c < 3; c++) {
-      const int v = nk - mul255(cmyk[c] ^ flip, nk);
+      const int v = nk - mul255(255 - cmyk[c], nk);
       rgb[c] = (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v);
     }
   }
@@ -122,6 +122,7 @@ static enum fd_image_loss decode_jpeg(const uint8_t *bytes, size_t n, int fast_s
   if (!jpeg_walk(bytes, n, &w, &h, &components)) return FD_IMAGE_DAMAGED;
   enum fd_image_loss loss = reserve(img, w, h);
   if (loss) return loss;
+  const int missing = components == 4 ? 255 : 0; /* rows that do not come are 0 in the file's colours; no ink is white */
 
   struct jpeg_decompress_struct info;
   struct jpeg_escape escape;
@@ -131,10 +132,10 @@ static enum fd_image_loss decode_jpeg(const uint8_t *bytes, size_t n, int fast_s
   escape.manager.error_exit = jpeg_escape_exit;
   escape.manager.output_message = jpeg_silent;
   escape.manager.emit_message = jpeg_count_warning;
-  if (setjmp(escape.jump)) { /* a fatal error after the header: what has come is kept, the rest is black */
+  if (setjmp(escape.jump)) { /* a fatal error after the header: what has come is kept */
     jpeg_destroy_decompress(&info);
     free(line);
-    blacken(img, rows);
+    fill(img, rows, missing);
     return FD_IMAGE_KEPT;
   }
   jpeg_create_decompress(&info);
@@ -168,12 +169,12 @@ static enum fd_image_loss decode_jpeg(const uint8_t *bytes, size_t n, int fast_s
     uint8_t *out = img->rgb + (size_t)info.output_scanline * stride;
     JSAMPROW row = line ? line : out;
     if (jpeg_read_scanlines(&info, &row, 1) != 1) break;
-    if (line) cmyk_row(line, info.saw_Adobe_marker, img->w, out);
+    if (line) cmyk_row(line, img->w, out);
     rows = info.output_scanline;
   }
   jpeg_destroy_decompress(&info); /* not finish: what follows the last row is of no interest */
   free(line);
-  blacken(img, rows);
+  fill(img, rows, missing);
   return FD_IMAGE_KEPT;
 }
 
@@ -190,7 +191,7 @@ static void png_header(png_structp png, png_infop info) {
   struct png_target *target = png_get_progressive_ptr(png);
   target->loss = reserve(target->img, png_get_image_width(png, info), png_get_image_height(png, info));
   if (target->loss) png_error(png, "refused");
-  blacken(target->img, 0);
+  fill(target->img, 0, 0);
   png_set_expand(png);
   png_set_strip_16(png);
   png_set_strip_alpha(png);

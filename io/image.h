@@ -2,8 +2,8 @@
 // Pictures: JPEG, PNG and WebP to bytes [h, w, 3] and back, resized bit for bit as Pillow does.
 //
 // Invariants: the kind is found by content, never by name. What a damaged file keeps follows Pillow with
-// LOAD_TRUNCATED_IMAGES: a JPEG or PNG cut in its picture data is kept, its missing rows black; one cut in its header and any
-// cut WebP are lost. Alpha, orientation, ICC profiles and gamma are ignored. All functions are local and thread-safe.
+// LOAD_TRUNCATED_IMAGES: a JPEG or PNG cut in its picture data is kept, its missing rows black (CMYK: white); one cut in its
+// header and any cut WebP are lost. Alpha, orientation, ICC profiles and gamma are ignored. All functions are local and thread-safe.
 #ifndef FD_IO_IMAGE_H
 #define FD_IO_IMAGE_H
 
