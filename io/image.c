@@ -63,12 +63,24 @@ static void fill(fd_image *img, int64_t first_row, int level) {
 struct jpeg_escape {
   struct jpeg_error_mgr manager; /* first: libjpeg knows only this */
   jmp_buf jump;
+  bool ended; /* the end marker was given */
 };
 
 static void jpeg_escape_exit(j_common_ptr info) { longjmp(((struct jpeg_escape *)info->err)->jump, 1); }
 static void jpeg_silent(j_common_ptr info) { (void)info; }
 static void jpeg_count_warning(j_common_ptr info, int level) {
   if (level < 0) info->err->num_warnings++;
+}
+
+/* Where the bytes end comes one end marker. What wants still more is a table that is cut: libjpeg gets no further, as in Pillow. */
+static boolean jpeg_end(j_decompress_ptr info) {
+  static const JOCTET end[2] = {0xff, JPEG_EOI};
+  struct jpeg_escape *escape = (struct jpeg_escape *)info->err;
+  if (escape->ended) longjmp(escape->jump, 1);
+  escape->ended = true;
+  info->src->next_input_byte = end;
+  info->src->bytes_in_buffer = sizeof end;
+  return TRUE;
 }
 
 /* Walk over the header's segments as Pillow does, up to and including the scan header. False: the picture is lost. Sets the
@@ -90,11 +102,17 @@ static bool jpeg_walk(const uint8_t *p, size_t n, int *w, int *h, int *component
     if (length < 2 || i + length > n) return false;
     const bool frame = (marker <= 0xcf && marker != 0xc4) || marker == 0xde;
     if (frame) {
-      if (length < 8 || p[i + 2] != 8) return false; /* 12 bits a sample */
+      if (length < 8 || (length - 8) % 3 != 0) return false; /* 3 bytes a component */
+      if (p[i + 2] != 8) return false;                       /* 12 bits a sample */
       *h = p[i + 3] << 8 | p[i + 4];
       *w = p[i + 5] << 8 | p[i + 6];
       *components = p[i + 7];
       if (*components != 1 && *components != 3 && *components != 4) return false;
+    }
+    if (marker == 0xdb) { /* quantization tables of 8 or 16 bits */
+      size_t table = i + 2;
+      while (table < i + length) table += p[table] >> 4 ? 129 : 65;
+      if (table != i + length) return false;
     }
     i += length;
     if (marker == 0xda) return *components != 0;
@@ -125,7 +143,7 @@ static enum fd_image_loss decode_jpeg(const uint8_t *bytes, size_t n, int fast_s
   const int missing = components == 4 ? 255 : 0; /* rows that do not come are 0 in the file's colours; no ink is white */
 
   struct jpeg_decompress_struct info;
-  struct jpeg_escape escape;
+  struct jpeg_escape escape = {.ended = false};
   uint8_t *volatile line = NULL; /* a row of CMYK */
   volatile int64_t rows = 0;     /* rows that are complete */
   info.err = jpeg_std_error(&escape.manager);
@@ -139,7 +157,8 @@ static enum fd_image_loss decode_jpeg(const uint8_t *bytes, size_t n, int fast_s
     return FD_IMAGE_KEPT;
   }
   jpeg_create_decompress(&info);
-  jpeg_mem_src(&info, bytes, (unsigned long)n); /* gives an end marker where the bytes end */
+  jpeg_mem_src(&info, bytes, (unsigned long)n);
+  info.src->fill_input_buffer = jpeg_end;
   jpeg_read_header(&info, TRUE);
   info.out_color_space = info.num_components == 4 ? JCS_CMYK : JCS_RGB;
   if (fast_side > 0) {
