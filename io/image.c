@@ -20,7 +20,7 @@ const char *fd_image_loss_text(enum fd_image_loss loss) {
   switch (loss) {
     case FD_IMAGE_KEPT: return "decoded";
     case FD_IMAGE_UNKNOWN: return "neither JPEG nor PNG nor WebP";
-    case FD_IMAGE_DAMAGED: return "damaged before its first row";
+    case FD_IMAGE_DAMAGED: return "damaged beyond use";
     case FD_IMAGE_TOO_LARGE: return "more pixels than are allowed";
     case FD_IMAGE_NOMEM: return "no memory to decode it";
   }
@@ -211,6 +211,14 @@ static void png_header(png_structp png, png_infop info) {
   target->loss = reserve(target->img, png_get_image_width(png, info), png_get_image_height(png, info));
   if (target->loss) png_error(png, "refused");
   fill(target->img, 0, 0);
+  png_colorp palette = NULL;
+  int colors = 0;
+  if (png_get_color_type(png, info) == PNG_COLOR_TYPE_PALETTE && png_get_PLTE(png, info, &palette, &colors) && colors > 0) {
+    const uint8_t first[3] = {palette[0].red, palette[0].green, palette[0].blue}; /* of rows that do not come: colour 0 */
+    const size_t pixels = (size_t)target->img->w * (size_t)target->img->h;
+    for (size_t i = 0; i < pixels; i++) memcpy(target->img->rgb + 3 * i, first, 3);
+  }
+  png_set_crc_action(png, PNG_CRC_QUIET_USE, PNG_CRC_QUIET_USE); /* the data's sums do not matter */
   png_set_expand(png);
   png_set_strip_16(png);
   png_set_strip_alpha(png);
@@ -241,9 +249,34 @@ static void png_escape(png_structp png, png_const_charp message) {
   (void)message;
   png_longjmp(png, 1);
 }
+/* A chunk that no one knows is passed over, even one whose name says that it is needed; behind the first data it ends the data. */
+static int png_unknown(png_structp png, png_unknown_chunkp chunk) {
+  const struct png_target *target = png_get_user_chunk_ptr(png);
+  (void)chunk;
+  return target->started ? -1 : 1;
+}
 static void png_silent(png_structp png, png_const_charp message) {
   (void)png;
   (void)message;
+}
+
+/* Pillow loses a picture with a chunk that is cut and not data. It looks no further than the end, the next picture of an animated
+ * one, and a name that is not ASCII. */
+static bool png_chunk_cut(const uint8_t *p, size_t n) {
+  bool data = false;
+  for (size_t i = 8; i + 4 <= n;) {
+    const size_t length = png_get_uint_32(p + i), rest = n - i - 4; /* rest: of name, data and sum */
+    const uint8_t *name = p + i + 4;
+    for (size_t k = 0; k < 4 && k < rest; k++)
+      if (name[k] >= 0x80) return false;
+    if (rest < 4) return length > 0;
+    if (memcmp(name, "IEND", 4) == 0 || (data && memcmp(name, "fcTL", 4) == 0)) return false;
+    const bool is_data = memcmp(name, "IDAT", 4) == 0;
+    if (length > rest - 4) return !is_data;
+    data |= is_data;
+    i += 12 + length;
+  }
+  return false;
 }
 
 static enum fd_image_loss decode_png(const uint8_t *bytes, size_t n, fd_image *img) {
@@ -257,7 +290,8 @@ static enum fd_image_loss decode_png(const uint8_t *bytes, size_t n, fd_image *i
     return FD_IMAGE_NOMEM;
   }
   if (!setjmp(png_jmpbuf(png))) {
-    png_set_crc_action(png, PNG_CRC_QUIET_USE, PNG_CRC_QUIET_USE);
+    png_set_crc_action(png, PNG_CRC_ERROR_QUIT, PNG_CRC_QUIET_USE); /* until png_header: its own and the palette's count */
+    png_set_read_user_chunk_fn(png, &target, png_unknown);
     png_set_benign_errors(png, 1);
     png_set_progressive_read_fn(png, &target, png_header, png_row, NULL);
     for (size_t i = 0; i < n;) { /* pieces: the library takes less than 4 GiB at once */
@@ -268,7 +302,7 @@ static enum fd_image_loss decode_png(const uint8_t *bytes, size_t n, fd_image *i
   }
   png_destroy_read_struct(&png, &info, NULL);
   if (target.loss) return target.loss;
-  return target.started ? FD_IMAGE_KEPT : FD_IMAGE_DAMAGED;
+  return target.started && !png_chunk_cut(bytes, n) ? FD_IMAGE_KEPT : FD_IMAGE_DAMAGED;
 }
 
 /* ---- WebP -------------------------------------------------------------------------------------------------------- */

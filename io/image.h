@@ -2,8 +2,9 @@
 // Pictures: JPEG, PNG and WebP to bytes [h, w, 3] and back, resized bit for bit as Pillow does.
 //
 // Invariants: the kind is found by content, never by name. What a damaged file keeps follows Pillow with
-// LOAD_TRUNCATED_IMAGES: a JPEG or PNG cut in its picture data is kept, its missing rows black (CMYK: white); one cut in its
-// header and any cut WebP are lost. Alpha, orientation, ICC profiles and gamma are ignored. All functions are local and thread-safe.
+// LOAD_TRUNCATED_IMAGES: a JPEG or PNG cut in its picture data is kept, its missing rows 0 in the file's colours (black; CMYK:
+// white; palette: colour 0); one cut in its header and any cut WebP are lost (doc/formats.md has the rest). Alpha, orientation,
+// ICC profiles and gamma are ignored. All functions are local and thread-safe.
 #ifndef FD_IO_IMAGE_H
 #define FD_IO_IMAGE_H
 
@@ -30,7 +31,7 @@ typedef struct fd_image {
 enum fd_image_loss {
   FD_IMAGE_KEPT = 0,
   FD_IMAGE_UNKNOWN,   /* neither JPEG nor PNG nor WebP */
-  FD_IMAGE_DAMAGED,   /* its header, or all of a WebP */
+  FD_IMAGE_DAMAGED,   /* its header, a chunk of a PNG, or any of a WebP */
   FD_IMAGE_TOO_LARGE, /* above FD_IMAGE_MAX_PIXELS */
   FD_IMAGE_NOMEM,
 };
