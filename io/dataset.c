@@ -45,7 +45,7 @@ struct fd_dataset {
 const char *fd_bad_text(enum fd_bad kind) {
   static const char *const text[FD_BAD_COUNT] = {
       "good",          "no picture",      "no caption",       "cannot be read", "picture is neither JPEG nor PNG nor WebP",
-      "picture is damaged before its first row", "picture is too large", "caption is not UTF-8"};
+      "picture is damaged beyond use", "picture is too large", "caption is not UTF-8"};
   return kind >= 0 && kind < FD_BAD_COUNT ? text[kind] : "?";
 }
 

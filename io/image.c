@@ -20,7 +20,7 @@ const char *fd_image_loss_text(enum fd_image_loss loss) {
   switch (loss) {
     case FD_IMAGE_KEPT: return "decoded";
     case FD_IMAGE_UNKNOWN: return "neither JPEG nor PNG nor WebP";
-    case FD_IMAGE_DAMAGED: return "damaged before its first row";
+    case FD_IMAGE_DAMAGED: return "damaged beyond use";
     case FD_IMAGE_TOO_LARGE: return "more pixels than are allowed";
     case FD_IMAGE_NOMEM: return "no memory to decode it";
   }
@@ -54,8 +54,8 @@ static enum fd_image_loss reserve(fd_image *img, int64_t w, int64_t h) {
   return fd_image_reserve(img, (int)w, (int)h) == FD_OK ? FD_IMAGE_KEPT : FD_IMAGE_NOMEM;
 }
 
-static void blacken(fd_image *img, int64_t first_row) {
-  if (first_row < img->h) memset(img->rgb + (size_t)first_row * (size_t)img->w * 3, 0, (size_t)(img->h - first_row) * (size_t)img->w * 3);
+static void fill(fd_image *img, int64_t first_row, int level) {
+  if (first_row < img->h) memset(img->rgb + (size_t)first_row * (size_t)img->w * 3, level, (size_t)(img->h - first_row) * (size_t)img->w * 3);
 }
 
 /* ---- JPEG -------------------------------------------------------------------------------------------------------- */
@@ -63,12 +63,24 @@ static void blacken(fd_image *img, int64_t first_row) {
 struct jpeg_escape {
   struct jpeg_error_mgr manager; /* first: libjpeg knows only this */
   jmp_buf jump;
+  bool ended; /* the end marker was given */
 };
 
 static void jpeg_escape_exit(j_common_ptr info) { longjmp(((struct jpeg_escape *)info->err)->jump, 1); }
 static void jpeg_silent(j_common_ptr info) { (void)info; }
 static void jpeg_count_warning(j_common_ptr info, int level) {
   if (level < 0) info->err->num_warnings++;
+}
+
+/* Where the bytes end comes one end marker. What wants still more is a table that is cut: libjpeg gets no further, as in Pillow. */
+static boolean jpeg_end(j_decompress_ptr info) {
+  static const JOCTET end[2] = {0xff, JPEG_EOI};
+  struct jpeg_escape *escape = (struct jpeg_escape *)info->err;
+  if (escape->ended) longjmp(escape->jump, 1);
+  escape->ended = true;
+  info->src->next_input_byte = end;
+  info->src->bytes_in_buffer = sizeof end;
+  return TRUE;
 }
 
 /* Walk over the header's segments as Pillow does, up to and including the scan header. False: the picture is lost. Sets the
@@ -90,11 +102,17 @@ static bool jpeg_walk(const uint8_t *p, size_t n, int *w, int *h, int *component
     if (length < 2 || i + length > n) return false;
     const bool frame = (marker <= 0xcf && marker != 0xc4) || marker == 0xde;
     if (frame) {
-      if (length < 8 || p[i + 2] != 8) return false; /* 12 bits a sample */
+      if (length < 8 || (length - 8) % 3 != 0) return false; /* 3 bytes a component */
+      if (p[i + 2] != 8) return false;                       /* 12 bits a sample */
       *h = p[i + 3] << 8 | p[i + 4];
       *w = p[i + 5] << 8 | p[i + 6];
       *components = p[i + 7];
       if (*components != 1 && *components != 3 && *components != 4) return false;
+    }
+    if (marker == 0xdb) { /* quantization tables of 8 or 16 bits */
+      size_t table = i + 2;
+      while (table < i + length) table += p[table] >> 4 ? 129 : 65;
+      if (table != i + length) return false;
     }
     i += length;
     if (marker == 0xda) return *components != 0;
@@ -106,12 +124,12 @@ static int mul255(int a, int b) {
   return ((t >> 8) + t) >> 8;
 }
 
-static void cmyk_row(const uint8_t *cmyk, bool inverted, int w, uint8_t *rgb) {
-  const int flip = inverted ? 0xff : 0;
+/* Inverted, which is Adobe's convention, with or without Adobe's marker: Pillow does not look for it. */
+static void cmyk_row(const uint8_t *cmyk, int w, uint8_t *rgb) {
   for (int x = 0; x < w; x++, cmyk += 4, rgb += 3) {
-    const int nk = 255 - (cmyk[3] ^ flip);
+    const int nk = cmyk[3];
     for (int c = 0; c < 3; c++) {
-      const int v = nk - mul255(cmyk[c] ^ flip, nk);
+      const int v = nk - mul255(255 - cmyk[c], nk);
       rgb[c] = (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v);
     }
   }
@@ -122,23 +140,25 @@ static enum fd_image_loss decode_jpeg(const uint8_t *bytes, size_t n, int fast_s
   if (!jpeg_walk(bytes, n, &w, &h, &components)) return FD_IMAGE_DAMAGED;
   enum fd_image_loss loss = reserve(img, w, h);
   if (loss) return loss;
+  const int missing = components == 4 ? 255 : 0; /* rows that do not come are 0 in the file's colours; no ink is white */
 
   struct jpeg_decompress_struct info;
-  struct jpeg_escape escape;
+  struct jpeg_escape escape = {.ended = false};
   uint8_t *volatile line = NULL; /* a row of CMYK */
   volatile int64_t rows = 0;     /* rows that are complete */
   info.err = jpeg_std_error(&escape.manager);
   escape.manager.error_exit = jpeg_escape_exit;
   escape.manager.output_message = jpeg_silent;
   escape.manager.emit_message = jpeg_count_warning;
-  if (setjmp(escape.jump)) { /* a fatal error after the header: what has come is kept, the rest is black */
+  if (setjmp(escape.jump)) { /* a fatal error after the header: what has come is kept */
     jpeg_destroy_decompress(&info);
     free(line);
-    blacken(img, rows);
+    fill(img, rows, missing);
     return FD_IMAGE_KEPT;
   }
   jpeg_create_decompress(&info);
-  jpeg_mem_src(&info, bytes, (unsigned long)n); /* gives an end marker where the bytes end */
+  jpeg_mem_src(&info, bytes, (unsigned long)n);
+  info.src->fill_input_buffer = jpeg_end;
   jpeg_read_header(&info, TRUE);
   info.out_color_space = info.num_components == 4 ? JCS_CMYK : JCS_RGB;
   if (fast_side > 0) {
@@ -168,12 +188,12 @@ static enum fd_image_loss decode_jpeg(const uint8_t *bytes, size_t n, int fast_s
     uint8_t *out = img->rgb + (size_t)info.output_scanline * stride;
     JSAMPROW row = line ? line : out;
     if (jpeg_read_scanlines(&info, &row, 1) != 1) break;
-    if (line) cmyk_row(line, info.saw_Adobe_marker, img->w, out);
+    if (line) cmyk_row(line, img->w, out);
     rows = info.output_scanline;
   }
   jpeg_destroy_decompress(&info); /* not finish: what follows the last row is of no interest */
   free(line);
-  blacken(img, rows);
+  fill(img, rows, missing);
   return FD_IMAGE_KEPT;
 }
 
@@ -190,7 +210,15 @@ static void png_header(png_structp png, png_infop info) {
   struct png_target *target = png_get_progressive_ptr(png);
   target->loss = reserve(target->img, png_get_image_width(png, info), png_get_image_height(png, info));
   if (target->loss) png_error(png, "refused");
-  blacken(target->img, 0);
+  fill(target->img, 0, 0);
+  png_colorp palette = NULL;
+  int colors = 0;
+  if (png_get_color_type(png, info) == PNG_COLOR_TYPE_PALETTE && png_get_PLTE(png, info, &palette, &colors) && colors > 0) {
+    const uint8_t first[3] = {palette[0].red, palette[0].green, palette[0].blue}; /* of rows that do not come: colour 0 */
+    const size_t pixels = (size_t)target->img->w * (size_t)target->img->h;
+    for (size_t i = 0; i < pixels; i++) memcpy(target->img->rgb + 3 * i, first, 3);
+  }
+  png_set_crc_action(png, PNG_CRC_QUIET_USE, PNG_CRC_QUIET_USE); /* the data's sums do not matter */
   png_set_expand(png);
   png_set_strip_16(png);
   png_set_strip_alpha(png);
@@ -221,9 +249,34 @@ static void png_escape(png_structp png, png_const_charp message) {
   (void)message;
   png_longjmp(png, 1);
 }
+/* A chunk that no one knows is passed over, even one whose name says that it is needed; behind the first data it ends the data. */
+static int png_unknown(png_structp png, png_unknown_chunkp chunk) {
+  const struct png_target *target = png_get_user_chunk_ptr(png);
+  (void)chunk;
+  return target->started ? -1 : 1;
+}
 static void png_silent(png_structp png, png_const_charp message) {
   (void)png;
   (void)message;
+}
+
+/* Pillow loses a picture with a chunk that is cut and not data. It looks no further than the end, the next picture of an animated
+ * one, and a name that is not ASCII. */
+static bool png_chunk_cut(const uint8_t *p, size_t n) {
+  bool data = false;
+  for (size_t i = 8; i + 4 <= n;) {
+    const size_t length = png_get_uint_32(p + i), rest = n - i - 4; /* rest: of name, data and sum */
+    const uint8_t *name = p + i + 4;
+    for (size_t k = 0; k < 4 && k < rest; k++)
+      if (name[k] >= 0x80) return false;
+    if (rest < 4) return length > 0;
+    if (memcmp(name, "IEND", 4) == 0 || (data && memcmp(name, "fcTL", 4) == 0)) return false;
+    const bool is_data = memcmp(name, "IDAT", 4) == 0;
+    if (length > rest - 4) return !is_data;
+    data |= is_data;
+    i += 12 + length;
+  }
+  return false;
 }
 
 static enum fd_image_loss decode_png(const uint8_t *bytes, size_t n, fd_image *img) {
@@ -237,7 +290,8 @@ static enum fd_image_loss decode_png(const uint8_t *bytes, size_t n, fd_image *i
     return FD_IMAGE_NOMEM;
   }
   if (!setjmp(png_jmpbuf(png))) {
-    png_set_crc_action(png, PNG_CRC_QUIET_USE, PNG_CRC_QUIET_USE);
+    png_set_crc_action(png, PNG_CRC_ERROR_QUIT, PNG_CRC_QUIET_USE); /* until png_header: its own and the palette's count */
+    png_set_read_user_chunk_fn(png, &target, png_unknown);
     png_set_benign_errors(png, 1);
     png_set_progressive_read_fn(png, &target, png_header, png_row, NULL);
     for (size_t i = 0; i < n;) { /* pieces: the library takes less than 4 GiB at once */
@@ -248,7 +302,7 @@ static enum fd_image_loss decode_png(const uint8_t *bytes, size_t n, fd_image *i
   }
   png_destroy_read_struct(&png, &info, NULL);
   if (target.loss) return target.loss;
-  return target.started ? FD_IMAGE_KEPT : FD_IMAGE_DAMAGED;
+  return target.started && !png_chunk_cut(bytes, n) ? FD_IMAGE_KEPT : FD_IMAGE_DAMAGED;
 }
 
 /* ---- WebP -------------------------------------------------------------------------------------------------------- */

@@ -2,8 +2,9 @@
 // Pictures: JPEG, PNG and WebP to bytes [h, w, 3] and back, resized bit for bit as Pillow does.
 //
 // Invariants: the kind is found by content, never by name. What a damaged file keeps follows Pillow with
-// LOAD_TRUNCATED_IMAGES: a JPEG or PNG cut in its picture data is kept, its missing rows black; one cut in its header and any
-// cut WebP are lost. Alpha, orientation, ICC profiles and gamma are ignored. All functions are local and thread-safe.
+// LOAD_TRUNCATED_IMAGES: a JPEG or PNG cut in its picture data is kept, its missing rows 0 in the file's colours (black; CMYK:
+// white; palette: colour 0); one cut in its header and any cut WebP are lost (doc/formats.md has the rest). Alpha, orientation,
+// ICC profiles and gamma are ignored. All functions are local and thread-safe.
 #ifndef FD_IO_IMAGE_H
 #define FD_IO_IMAGE_H
 
@@ -30,7 +31,7 @@ typedef struct fd_image {
 enum fd_image_loss {
   FD_IMAGE_KEPT = 0,
   FD_IMAGE_UNKNOWN,   /* neither JPEG nor PNG nor WebP */
-  FD_IMAGE_DAMAGED,   /* its header, or all of a WebP */
+  FD_IMAGE_DAMAGED,   /* its header, a chunk of a PNG, or any of a WebP */
   FD_IMAGE_TOO_LARGE, /* above FD_IMAGE_MAX_PIXELS */
   FD_IMAGE_NOMEM,
 };
@@ -47,8 +48,8 @@ enum fd_image_loss fd_image_decode(const void *bytes, size_t n, int fast_side, f
 /** Size of `img` after its short side became R: the long side is R * long / short rounded down. */
 void fd_image_resized(int w, int h, int R, int *new_w, int *new_h);
 
-/** Resize (bilinear with antialiasing, 8 bit after each axis, columns first) so that the short side is R, and cut R x R
- *  out of it. crop NULL: the centre, offset (size - R) / 2 rounded half to even. Else crop[0], crop[1] in [0, 1)
+/** Resize (bilinear with antialiasing, 8 bit after each axis, axes in the order of Pillow 13.0.0) so that the short side is R,
+ *  and cut R x R out of it. crop NULL: the centre, offset (size - R) / 2 rounded half to even. Else crop[0], crop[1] in [0, 1)
  *  choose the column and row among all that are possible. `out` [R, R, 3]. Equals resizing all and then cropping.
  *  FD_ERR_ARG if R < 1 or the picture is empty; FD_ERR_NOMEM. */
 fd_status fd_image_fit(const fd_image *img, int R, const float crop[2], uint8_t *out);

@@ -44,17 +44,22 @@ static void resample_axis(const uint8_t *in, int n_in, int n_out, uint8_t *out, 
   }
 }
 
+static void scale_w(const uint8_t *in, int w, int h, int new_w, uint8_t *out) {
+  for (size_t c = 0; c < 3; c++) resample_axis(in + c, w, new_w, out + c, h, (size_t)w * 3, 3, (size_t)new_w * 3, 3);
+}
+
+static void scale_h(const uint8_t *in, int w, int h, int new_h, uint8_t *out) {
+  for (size_t c = 0; c < 3; c++) resample_axis(in + c, h, new_h, out + c, w, 3, (size_t)w * 3, 3, (size_t)w * 3);
+}
+
 static uint8_t *reference(const fd_image *img, int w, int h) {
-  uint8_t *mid = malloc((size_t)w * (size_t)img->h * 3), *out = malloc((size_t)w * (size_t)h * 3);
-  for (size_t c = 0; c < 3; c++) {
-    if (w == img->w)
-      for (size_t i = c; i < (size_t)w * (size_t)img->h * 3; i += 3) mid[i] = img->rgb[i];
-    else
-      resample_axis(img->rgb + c, img->w, w, mid + c, img->h, (size_t)img->w * 3, 3, (size_t)w * 3, 3);
-    if (h == img->h)
-      for (size_t i = c; i < (size_t)w * (size_t)h * 3; i += 3) out[i] = mid[i];
-    else
-      resample_axis(mid + c, img->h, h, out + c, w, 3, (size_t)w * 3, 3, (size_t)w * 3);
+  uint8_t *mid = malloc((size_t)(w > img->w ? w : img->w) * (size_t)img->h * 3), *out = malloc((size_t)w * (size_t)h * 3);
+  if (img->h > h && img->h - h > 2 * (img->w - w)) {
+    scale_h(img->rgb, img->w, img->h, h, mid);
+    scale_w(mid, img->w, h, w, out);
+  } else {
+    scale_w(img->rgb, img->w, img->h, w, mid);
+    scale_h(mid, w, img->h, h, out);
   }
   free(mid);
   return out;
@@ -63,7 +68,7 @@ static uint8_t *reference(const fd_image *img, int w, int h) {
 static void test_resize(void) {
   static const int sizes[][3] = {/* w, h, R */
                                  {1, 1, 1}, {1, 1, 7}, {5, 3, 3}, {3, 5, 3}, {16, 16, 8}, {17, 33, 16}, {33, 17, 5}, {64, 48, 48}, {48, 64, 64}, {100, 31, 64},
-                                 {31, 100, 17}, {9, 300, 20}, {300, 9, 20}, {200, 200, 199}, {130, 67, 64}, {67, 130, 65}, {512, 384, 128}};
+                                 {31, 100, 17}, {9, 300, 20}, {300, 9, 20}, {200, 200, 199}, {130, 67, 64}, {67, 130, 65}, {512, 384, 128}, {17, 34, 16}, {17, 35, 16}, {61, 150, 20}};
   for (size_t k = 0; k < sizeof sizes / sizeof *sizes; k++) {
     const int w = sizes[k][0], h = sizes[k][1], R = sizes[k][2];
     fd_image img = {0}, out = {0};
@@ -87,6 +92,18 @@ static void test_resize(void) {
       CHECK(same);
     }
     free(cut);
+    free(ref);
+    fd_image_free(&img);
+    fd_image_free(&out);
+  }
+  /* sides that have nothing to do with each other */
+  static const int pairs[][4] = {{5, 40, 9, 10}, {40, 5, 10, 9}, {40, 90, 21, 50}, {40, 90, 20, 50}, {40, 90, 40, 50}, {40, 90, 20, 90}, {40, 90, 57, 120}};
+  for (size_t k = 0; k < sizeof pairs / sizeof *pairs; k++) {
+    const int nw = pairs[k][2], nh = pairs[k][3];
+    fd_image img = {0}, out = {0};
+    draw(&img, pairs[k][0], pairs[k][1], 40 + k);
+    uint8_t *ref = reference(&img, nw, nh);
+    CHECK(fd_image_resize(&img, nw, nh, &out) == FD_OK && memcmp(out.rgb, ref, (size_t)nw * (size_t)nh * 3) == 0);
     free(ref);
     fd_image_free(&img);
     fd_image_free(&out);
