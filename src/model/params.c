@@ -414,6 +414,7 @@ double fd_param_bound(const struct fd_param *r) {
 
 fd_status fd_params_init_row(const fd_params *p, int i, uint64_t seed, float *out) {
   const struct fd_param *r = &p->row[i];
+  const int threads = p->ctx ? p->ctx->n_threads : 1; /* a number depends on its place alone */
   if (r->numel > (int64_t)UINT32_MAX)
     return FD_FAIL(FD_ERR_UNSUPPORTED, "%s: %s has more elements than one random stream", p->model, r->name);
   switch (r->init) {
@@ -422,6 +423,7 @@ fd_status fd_params_init_row(const fd_params *p, int i, uint64_t seed, float *ou
       return FD_OK;
     case FD_INIT_XAVIER: {
       float bound = (float)fd_param_bound(r);
+#pragma omp parallel for schedule(static) num_threads(threads)
       for (int64_t e = 0; e < r->numel; e += 4) {
         uint32_t word[4];
         fd_rng_block(seed, FD_RNG_INIT, (uint64_t)i, (uint32_t)(e / 4), word);
@@ -431,6 +433,7 @@ fd_status fd_params_init_row(const fd_params *p, int i, uint64_t seed, float *ou
       return FD_OK;
     }
     case FD_INIT_NORMAL:
+#pragma omp parallel for schedule(static) num_threads(threads)
       for (int64_t e = 0; e < r->numel; e += 4) {
         float z[4];
         fd_rng_normal4(seed, FD_RNG_INIT, (uint64_t)i, (uint32_t)(e / 4), z);

@@ -9,7 +9,7 @@ and loss; no autocast. What differs, in PyTorch's favour or as its users do it: 
 residual stream is bf16; captions are not packed but padded to the longest that there can be (--most_tokens rounded up to 8; the longest of a batch of
 32 is nearly that), so that shapes are static and nothing is compiled again.
 Used: torch.compile of whole modules (or of each layer by itself: --compile layers, which starts faster), F.scaled_dot_product_attention (with grouped queries; the fastest of its ways for this shape is measured
-first), fused qkv and gate/up weights, fused AdamW with the clip factor as its grad_scale, foreach kernels, channels_last convolutions.
+first), fused qkv and gate/up weights, AdamW with clipping, moving average and bf16 copy compiled to one kernel, channels_last convolutions.
 
   bench_torch.py --what step,sample,vae --json FILE          on a GPU
   bench_torch.py --tiny --device cpu --what step,sample,vae  does it run at all
@@ -469,6 +469,13 @@ class Run:
         module.set_tables(self.latent // self.shape.P, self.device)
         return module
 
+    def write(self):
+        """What there is so far: a later part may find no memory or no time."""
+        if self.o.json:
+            with open(self.o.json + ".part", "w", encoding="utf-8") as f:
+                json.dump(self.results, f, indent=1)
+            os.replace(self.o.json + ".part", self.o.json)
+
     def measure_machine(self):
         """Rate of a large matrix product of random numbers, and of a copy: what the rest is compared with."""
         n, bytes_ = (8192, 1 << 30) if self.cuda else (256, 1 << 20)
@@ -490,38 +497,37 @@ class Run:
 
 
 class Optimizer:
-    """fp32 master weights, AdamW, moving average; the bf16 weights are written back. In parts, so that fp32 gradients need little room."""
+    """fp32 master weights, AdamW, moving average, bf16 weights: one pass over memory (36 bytes a parameter), compiled once for each size."""
 
-    PARTS = 8
+    def __init__(self, params, compiled):
+        self.params, self.flat = params, [p.detach().view(-1) for p in params]
+        self.master = [p.float() for p in self.flat]
+        self.ema = [m.clone() for m in self.master]
+        self.m, self.v = ([torch.zeros_like(x) for x in self.master] for _ in range(2))
+        self.steps = torch.zeros((), device=params[0].device)
+        torch._dynamo.config.recompile_limit = 64  # sizes
+        self.update = torch.compile(self.one, dynamic=False) if compiled else self.one
 
-    def __init__(self, params):
-        size = (len(params) + self.PARTS - 1) // self.PARTS
-        self.parts = []
-        for i in range(0, len(params), size):
-            p = params[i : i + size]
-            master = [x.detach().float().clone() for x in p]
-            adam = torch.optim.AdamW(master, lr=1e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-4, fused=True)
-            self.parts.append((p, master, [m.clone() for m in master], adam))
-        self.params = params
+    @staticmethod
+    def one(p, master, m, v, ema, grad, scale, steps):
+        lr, b1, b2, eps, decay, average = 1e-4, 0.9, 0.999, 1e-8, 1e-4, 0.9999
+        g = grad.float() * scale
+        m.lerp_(g, 1 - b1)
+        v.mul_(b2).addcmul_(g, g, value=1 - b2)
+        root = (v / (1 - b2**steps)).sqrt() + eps
+        master.mul_(1 - lr * decay).sub_(lr / (1 - b1**steps) * m / root)
+        ema.lerp_(master, 1 - average)
+        p.copy_(master)
 
     @torch.no_grad()
-    def step(self, max_norm=1.0, decay=0.9999):
+    def step(self, max_norm=1.0):
         grads = [p.grad for p in self.params]
-        norms = torch._foreach_norm(grads, 2, dtype=torch.float32)
-        norm = torch.stack(norms).norm()
-        scale = torch.clamp((norm + 1e-6) / max_norm, min=1.0)  # gradients are divided by it
-        for params, master, ema, adam in self.parts:
-            for m, p in zip(master, params):
-                m.grad = torch.empty_like(m)
-            torch._foreach_copy_([m.grad for m in master], [p.grad for p in params])
-            for p in params:
-                p.grad = None
-            adam.grad_scale = scale
-            adam.step()
-            for m in master:
-                m.grad = None
-            torch._foreach_copy_(params, master)
-            torch._foreach_lerp_(ema, master, 1 - decay)
+        norm = torch.stack(torch._foreach_norm(grads, 2, dtype=torch.float32)).norm()
+        scale = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
+        self.steps += 1
+        for p, flat, *state, grad in zip(self.params, self.flat, self.master, self.m, self.v, self.ema, grads):
+            self.update(flat, *state, grad.reshape(-1), scale, self.steps)
+            p.grad = None
         return norm
 
 
@@ -529,7 +535,7 @@ def bench_step(run):
     o = run.o
     attend = run.attention()
     gemma, encoder, dit = run.gemma(), run.encoder(), run.dit(attend)
-    optimizer = Optimizer(list(dit.parameters()))
+    optimizer = Optimizer(list(dit.parameters()), o.compile != "no")
     B, C, n, R = run.batch, run.shape.C, run.latent, run.resolution
     shift, scale = run.vae_config["shift_factor"], run.vae_config["scaling_factor"]
     i = torch.arange(1000, dtype=torch.float64)
@@ -705,13 +711,18 @@ def main():
     print(f"PyTorch {torch.__version__}, {torch.cuda.get_device_name() if o.device == 'cuda' else 'cpu'}, {' '.join(sys.argv[1:])}")
     run = Run(o)
     run.measure_machine()
+    run.write()
+    failed = False
     for w in words:
-        {"step": bench_step, "sample": bench_sample, "vae": bench_vae}[w](run)
+        try:
+            {"step": bench_step, "sample": bench_sample, "vae": bench_vae}[w](run)
+        except torch.OutOfMemoryError as e:
+            print(f"{w}: no memory: {str(e).splitlines()[0]}")
+            failed = True
+        run.write()
         if run.cuda:
             torch.cuda.empty_cache()
-    if o.json:
-        with open(o.json, "w", encoding="utf-8") as f:
-            json.dump(run.results, f, indent=1)
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

@@ -52,18 +52,24 @@ result() { # part name verdict seconds detail
 }
 wanted() { case ",$parts," in *",$1,"*) return 0 ;; *) return 1 ;; esac; }
 
-# A part's deadline: its share of what is left, in the order of the parts; without --seconds a day.
-part_begin() { # name, percent of the time that is left
+# A part's deadline: its share of what is left, by its weight among the parts that are still to come; without --seconds a day.
+part_begin() { # name
+    local weights=(ops 4 golden 4 ranks 2 demo 2 sanitizer 6) i own=0 sum=0
     echo
     echo "==== $1"
     part=$1
     part_end=$((SECONDS + 86400))
-    [ "$total" = 0 ] || part_end=$((SECONDS + (total - SECONDS) * $2 / 100))
+    [ "$total" != 0 ] || return 0
+    for ((i = 0; i < ${#weights[@]}; i += 2)); do
+        [ "${weights[i]}" != "$1" ] || own=${weights[i + 1]}
+        if [ "$own" != 0 ] && wanted "${weights[i]}"; then sum=$((sum + weights[i + 1])); fi
+    done
+    part_end=$((SECONDS + (total - 8 - SECONDS) * own / sum)) # 8 s: a stopped command's end, the table
 }
 # attempt NAME LIMIT COMMAND...: its output is shown and kept in $work/out. Verdict by the exit code: 0, 77 (its last line says why), else failed;
 # a command that its own limit ends failed, one that the part's deadline ends is skipped.
 attempt() {
-    local name=$1 limit=$2 status began=$SECONDS left=$((part_end - SECONDS)) why
+    local name=$1 limit=$2 status began=$SECONDS left=$((part_end - SECONDS)) why took
     shift 2
     if [ "$left" -lt 2 ]; then
         result "$part" "$name" skipped 0 "no time left of this part's share"
@@ -71,9 +77,16 @@ attempt() {
     fi
     [ "$left" -gt "$limit" ] && left=$limit
     echo "\$ $*"
-    (cd "$source" && timeout --kill-after=5 "$left" "$@") 2>&1 | tee "$work/out"
-    status=${PIPESTATUS[0]}
+    # Into a file, not a pipe: what a stopped command leaves running would keep a pipe open, and with it all that follows.
+    (cd "$source" && exec timeout --kill-after=5 "$left" "$@") </dev/null >"$work/out" 2>&1 &
+    wait $!
+    status=$?
+    kill -KILL -- -$! 2>/dev/null # timeout leads its own process group
+    cat "$work/out"
     why=$(tail -n 1 "$work/out")
+    took=$((SECONDS - began))
+    # 137 without having used up its time: killed by someone else, for memory say
+    [ "$status" = 137 ] && [ "$took" -lt "$left" ] && status=9999
     case $status in
     0) result "$part" "$name" passed $((SECONDS - began)) "$why" ;;
     77) result "$part" "$name" skipped $((SECONDS - began)) "$why"; return 2 ;;
@@ -84,7 +97,8 @@ attempt() {
         fi
         result "$part" "$name" skipped $((SECONDS - began)) "stopped after $left s, the end of this part's share"
         return 2 ;;
-    *) result "$part" "$name" failed $((SECONDS - began)) "exit code $status: $why"; return 1 ;;
+    9999) result "$part" "$name" failed $took "killed: $why"; return 1 ;;
+    *) result "$part" "$name" failed $took "exit code $status: $why"; return 1 ;;
     esac
 }
 
@@ -121,13 +135,13 @@ fi
 # ---- parts -----------------------------------------------------------------------------------------------------------
 
 if [ -z "$why" ] && wanted ops; then
-    part_begin ops 25
+    part_begin ops
     [ ${#tests[@]} -gt 0 ] || result ops "tests/device" failed 0 "no test is built"
-    for t in "${tests[@]}"; do attempt "${t##*/}" 120 "$t"; done
+    for t in "${tests[@]}"; do attempt "${t##*/}" 45 "$t"; done
 fi
 
 if [ -z "$why" ] && wanted golden; then
-    part_begin golden 25
+    part_begin golden
     attempt "all records, fp32" 300 "$fdhpc" verify --backend cuda --dtype f32 tests/golden
     attempt "all records, bf16" 300 "$fdhpc" verify --backend cuda --dtype bf16 tests/golden
 fi
@@ -157,7 +171,7 @@ compare_losses() { # name, run, reference
     fi
 }
 if [ -z "$why" ] && wanted ranks; then
-    part_begin ranks 30
+    part_begin ranks
     if ! demo_data; then result ranks "data of the demo" failed 0 "$(tail -n 1 "$work/out")"
     else # eps 1e-4: with 1e-8 Adam's first step is the gradient's sign, which rounding decides where it is nearly 0
         train20 cpu 1 32 cpu; a=$?
@@ -171,7 +185,7 @@ if [ -z "$why" ] && wanted ranks; then
 fi
 
 if [ -z "$why" ] && wanted demo; then
-    part_begin demo 50
+    part_begin demo
     if ! demo_data; then result demo "data of the demo" failed 0 "$(tail -n 1 "$work/out")"
     else
         keys=(--set trainer.backend=cuda --set trainer.checkpoint_dir="$work/demo" --set "data.data_path=$work/data/shapes-{000000..000007}.tar"
@@ -190,7 +204,7 @@ if [ -z "$why" ] && wanted demo; then
 fi
 
 if [ -z "$why" ] && wanted sanitizer; then
-    part_begin sanitizer 98
+    part_begin sanitizer
     for tool in memcheck racecheck synccheck; do
         if [ -z "$sanitizer" ]; then
             result sanitizer "$tool" skipped 0 "no compute-sanitizer on PATH or in CUDA_HOME/bin"

@@ -61,7 +61,7 @@ uris=$(apt-get -o APT::Sandbox::User=root download --print-uris $pkgs) ||
 missing=()
 for p in $pkgs; do
     # 'URI' file size hash
-    f=$(echo "$uris" | awk -v p="${p}_" 'index($2, p) == 1 { print $2; exit }')
+    f=$(awk -v p="${p}_" 'index($2, p) == 1 { print $2; exit }' <<< "$uris")
     [ -n "$f" ] || die "no file name for $p"
     [ -s "$cache/$f" ] || missing+=("$p")
 done
@@ -69,7 +69,7 @@ if [ ${#missing[@]} -gt 0 ]; then
     (cd "$cache" && apt-get -qq -o APT::Sandbox::User=root download "${missing[@]}")
 fi
 for p in $pkgs; do
-    f=$(echo "$uris" | awk -v p="${p}_" 'index($2, p) == 1 { print $2; exit }')
+    f=$(awk -v p="${p}_" 'index($2, p) == 1 { print $2; exit }' <<< "$uris")
     dpkg -x "$cache/$f" "$tree/raw"
 done
 raw=$tree/raw

@@ -3,11 +3,12 @@
 # Packs what a machine with a GPU, but without network, compiler and libraries needs to check and measure fdhpc. To be run here, where there is a
 # CUDA toolkit (no GPU is needed), a package archive (Debian 12) and a compiler.
 #
-#   run.sh [-b DIR] [-o DIR] [-s MB]
+#   run.sh [-b DIR] [-o DIR] [-s MB] [-t]
 #
 #   -b DIR   build folder (build); configured with --with-cuda if it is not yet
 #   -o DIR   where the pack goes (gpu-pack): pack.tar.xz and go.sh, to be copied to the GPU machine
 #   -s MB    largest size of the pack (60)
+#   -t       the source tree itself travels too, with the pack's folder in it: input/ and tests/golden/ are not packed once more
 #
 # There:  bash go.sh check   or   bash go.sh bench      (go.sh says more; each takes at most 10 minutes)
 set -euo pipefail
@@ -15,13 +16,14 @@ export LC_ALL=C
 
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/../.." && pwd)
-build=build out=gpu-pack limit=60
-while getopts b:o:s: opt; do
+build=build out=gpu-pack limit=60 tree_too=''
+while getopts b:o:s:t opt; do
     case $opt in
     b) build=$OPTARG ;;
     o) out=$OPTARG ;;
     s) limit=$OPTARG ;;
-    *) sed -n '3,12s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    t) tree_too=1 ;;
+    *) sed -n '3,13s/^# \{0,1\}//p' "$0"; exit 2 ;;
     esac
 done
 mkdir -p "$build" "$out"
@@ -44,8 +46,10 @@ cp "$build/tests/judge" "$tree/build/tests/"
 tests+=(bench_kernels)
 for t in "${tests[@]}"; do cp "$build/tests/device/$t" "$tree/build/tests/device/"; done
 find "$tree/build" -type f -exec strip {} +
-cp -r "$top/input" "$tree/source/"
-cp -r "$top/tests/golden" "$tree/source/tests/"
+if [ -z "$tree_too" ]; then
+    cp -r "$top/input" "$tree/source/"
+    cp -r "$top/tests/golden" "$tree/source/tests/"
+fi
 cp "$here"/{check.sh,bench.sh,bench_torch.py,table.py} "$tree/source/tests/device/"
 bash "$here/pack.sh" "$tree" "$build/fdhpc" "$build/tests/judge" "${tests[@]/#/$build/tests/device/}"
 {
@@ -56,7 +60,7 @@ bash "$here/pack.sh" "$tree" "$build/fdhpc" "$build/tests/judge" "${tests[@]/#/$
 } > "$tree/made.txt"
 
 echo "run.sh: sizes in MB"
-(cd "$tree" && du -sm build/fdhpc build/tests source/input source/tests/golden root)
+(cd "$tree" && du -sm build/fdhpc build/tests source root)
 tar -C "$tree" --sort=name --owner=0 --group=0 --numeric-owner -cf - . | xz -T0 -6 --lzma2=dict=64MiB > "$out/pack.tar.xz"
 cp "$here/there.sh" "$out/go.sh"
 bytes=$(($(stat -c %s "$out/pack.tar.xz") + $(stat -c %s "$out/go.sh")))

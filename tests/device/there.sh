@@ -42,8 +42,13 @@ fi
     echo "machine   $(uname -srm), $(grep -m 1 'model name' /proc/cpuinfo | cut -d: -f2-), $(nproc) cores"
     # shellcheck disable=SC1091
     . "$root/env.sh"
-    bash "$root/source/tests/device/$what.sh" --build "$root/build" --source "$root/source" --work "$root/work" \
+    # a pack without input/ and tests/golden/ (run.sh -t) lies in a folder of the source tree
+    source=$root/source
+    [ -e "$source/input" ] || source=$here/..
+    bash "$root/source/tests/device/$what.sh" --build "$root/build" --source "$source" --work "$root/work" \
         --seconds $((seconds - SECONDS)) "$@"
-    echo "exit code $?"
+    code=$?
+    cp -f "$root"/work/*.json "$out"/ 2>/dev/null
+    echo "exit code $code"
 } 2>&1 | tee "$out/$what.txt"
 exit "$(awk '/^exit code / { code = $3 } END { print code + 0 }' "$out/$what.txt")"
