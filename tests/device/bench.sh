@@ -57,6 +57,7 @@ if ! plan=$(planned "$batch"); then
     case $plan in *"is not built"*|*"runs without a GPU"*) exit 77 ;; *) exit 1 ;; esac
 fi
 parameters=$(sed -n 's/^DiT: \([0-9 ]*\) parameters.*/\1/p' <<< "$plan" | tr -d ' ')
+[ -z "$trial" ] || parameters='' # other shapes
 memory=$(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2>/dev/null | head -n 1) # MiB
 asked=$batch
 while [ "$batch" -gt 1 ]; do
