@@ -189,6 +189,7 @@ fd_status fd_cuda_sdpa(fd_ctx *ctx, const struct fd_cuda_sdpa *a, void *scratch)
   int64_t uid[FD_DNN_MAX_BOUND];
   void *data[FD_DNN_MAX_BOUND];
   for (int i = 0; i < n; i++) uid[i] = bound[i].uid, data[i] = (void *)bound[i].data;
-  if (dq_bytes(ctx, a)) st = FD_CUDA(cudaMemsetAsync(dq_sum, 0, dq_bytes(ctx, a), fd_cuda_stream(ctx)));
+  /* since 9.6 the library clears its sums of dq itself (cudnn-frontend, scaled_dot_product_flash_attention.h) */
+  if (dq_bytes(ctx, a) && cudnnGetVersion() < 90600) st = FD_CUDA(cudaMemsetAsync(dq_sum, 0, dq_bytes(ctx, a), fd_cuda_stream(ctx)));
   return st == FD_OK ? fd_dnn_run(ctx, p, n, uid, data, workspace) : st;
 }
