@@ -220,11 +220,42 @@ static const struct {
     {"stabilityai/stable-diffusion-3-medium-diffusers", 1000, 3.0},
 };
 
+/* What a configuration may ask for that is not built: a value other than the one that means "off" is an error. */
+static fd_status check_off(const char *path, const json_t *root, const char *key) {
+  const json_t *v = json_object_get(root, key);
+  if (!v || json_is_null(v) || json_is_false(v)) return FD_OK;
+  return FD_FAIL(FD_ERR_UNSUPPORTED, "%s: %s is set; this program has the plain schedule only; noise_scheduler.shift and num_train_timesteps choose it",
+                 path, key);
+}
+
+fd_status fd_noise_schedule_read(const char *path, int64_t *num_train_timesteps, double *shift) {
+  static const char *const off[] = {"use_dynamic_shifting", "shift_terminal",  "use_karras_sigmas",   "use_exponential_sigmas",
+                                    "use_beta_sigmas",      "invert_sigmas",   "stochastic_sampling", NULL};
+  fd_status st = FD_OK;
+  json_error_t error;
+  json_t *root = json_load_file(path, 0, &error);
+  if (!root && error.line < 0) FD_TRY(FD_FAIL(FD_ERR_IO, "%s: %s", path, error.text));
+  if (!root) FD_TRY(FD_FAIL(FD_ERR_FORMAT, "%s: line %d: %s", path, error.line, error.text));
+  if (!json_is_object(root)) FD_TRY(FD_FAIL(FD_ERR_FORMAT, "%s: not a JSON object", path));
+  const json_t *class = json_object_get(root, "_class_name");
+  if (class && !(json_is_string(class) && !strcmp(json_string_value(class), "FlowMatchEulerDiscreteScheduler")))
+    FD_TRY(FD_FAIL(FD_ERR_UNSUPPORTED, "%s: _class_name is %s, wanted FlowMatchEulerDiscreteScheduler", path,
+                   json_is_string(class) ? json_string_value(class) : "no string"));
+  for (int i = 0; off[i]; i++) FD_TRY(check_off(path, root, off[i]));
+  const json_t *n = json_object_get(root, "num_train_timesteps"), *a = json_object_get(root, "shift");
+  if (n && !json_is_integer(n)) FD_TRY(FD_FAIL(FD_ERR_FORMAT, "%s: num_train_timesteps is not an integer", path));
+  if (a && !json_is_number(a)) FD_TRY(FD_FAIL(FD_ERR_FORMAT, "%s: shift is not a number", path));
+  *num_train_timesteps = n ? json_integer_value(n) : 1000; /* diffusers' defaults */
+  *shift = a ? json_number_value(a) : 1.0;
+done:
+  json_decref(root);
+  return st;
+}
+
 fd_status fd_models_noise_scheduler(struct fd_options *opt, char **from) {
   fd_status st = FD_OK;
   const char *name = opt->noise_scheduler.pretrained_model_name_or_path;
   char *folder = NULL, *path = NULL, *text = NULL;
-  json_t *json = NULL;
   int64_t steps = opt->noise_scheduler.num_train_timesteps;
   double shift = opt->noise_scheduler.shift;
   if (steps && shift > 0) return FD_OK;
@@ -238,14 +269,11 @@ fd_status fd_models_noise_scheduler(struct fd_options *opt, char **from) {
     }
   FD_TRY(fd_model_find(opt, "noise_scheduler.pretrained_model_name_or_path", name, opt->noise_scheduler.subfolder, &folder));
   if (asprintf(&path, "%s/scheduler_config.json", folder) < 0) FD_TRY(no_memory());
-  json_error_t error;
-  json = json_load_file(path, 0, &error);
-  if (!json) FD_TRY(FD_FAIL(FD_ERR_FORMAT, "%s:%d: %s", path, error.line, error.text));
-  json_t *t = json_object_get(json, "num_train_timesteps"), *s = json_object_get(json, "shift");
-  if (!steps) steps = json_is_integer(t) ? json_integer_value(t) : 1000; /* diffusers' default */
-  if (!(shift > 0)) shift = json_is_number(s) ? json_number_value(s) : 1.0;
-  if (json_is_true(json_object_get(json, "use_dynamic_shifting")))
-    FD_TRY(FD_FAIL(FD_ERR_UNSUPPORTED, "%s: use_dynamic_shifting is not built; set noise_scheduler.shift and num_train_timesteps", path));
+  int64_t its_steps;
+  double its_shift;
+  FD_TRY(fd_noise_schedule_read(path, &its_steps, &its_shift));
+  if (!steps) steps = its_steps;
+  if (!(shift > 0)) shift = its_shift;
   if (steps < 1 || !(shift > 0)) FD_TRY(FD_FAIL(FD_ERR_FORMAT, "%s: num_train_timesteps and shift must be positive", path));
   text = path;
   path = NULL;
@@ -255,7 +283,6 @@ set:
   *from = text;
   text = NULL;
 done:
-  json_decref(json);
   free(folder);
   free(path);
   free(text);

@@ -21,6 +21,10 @@ fd_status fd_model_find_config(const struct fd_options *opt, const char *key, co
 /** The folder input/ that comes with the program: $FDHPC_INPUT, beside the program, or installed. FD_ERR_IO. The caller frees it. */
 fd_status fd_models_input_folder(char **folder);
 
+/** The two numbers of a published scheduler_config.json: num_train_timesteps (1000 if absent) and shift (1 if absent). What it asks
+ *  for beyond these (dynamic shifting, Karras sigmas, a shifted terminal, ...) is FD_ERR_UNSUPPORTED by name. FD_ERR_IO, FD_ERR_FORMAT. Local. */
+fd_status fd_noise_schedule_read(const char *path, int64_t *num_train_timesteps, double *shift);
+
 /** Fill noise_scheduler.num_train_timesteps and .shift where they are 0, as options.def says. *from: NULL if they were not,
  *  else where they are from, which the caller frees. FD_ERR_FORMAT if the file has none. */
 fd_status fd_models_noise_scheduler(struct fd_options *opt, char **from);

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/models.h"
 #include "cmd/verify_model.h"
 #include "eval/sampler.h"
 
@@ -157,11 +158,10 @@ fd_status fd_verify_pipeline(struct fd_verify *v) {
   struct fd_h5_array latents = {0};
   float *start = NULL;
   unsigned char *rgb = NULL;
-  json_error_t error;
-  json_t *schedule = json_load_file(fd_verify_path(v, "scheduler/scheduler_config.json"), 0, &error);
-  if (!schedule) FD_TRY(FD_FAIL(FD_ERR_FORMAT, "%s/scheduler/scheduler_config.json:%d: %s", v->dir, error.line, error.text));
-  const json_t *prompts = json_object_get(v->info, "prompts"), *shift = json_object_get(schedule, "shift"),
-               *levels = json_object_get(schedule, "num_train_timesteps"), *guidance = json_object_get(v->info, "guidance_scale");
+  int64_t levels;
+  double shift;
+  FD_TRY(fd_noise_schedule_read(fd_verify_path(v, "scheduler/scheduler_config.json"), &levels, &shift));
+  const json_t *prompts = json_object_get(v->info, "prompts"), *guidance = json_object_get(v->info, "guidance_scale");
   const json_t *negative_prompt = json_object_get(v->info, "negative_prompt"); /* a text, null, or a list of one */
   if (json_is_array(negative_prompt)) negative_prompt = json_array_get(negative_prompt, 0);
   const char *negative = json_string_value(negative_prompt);
@@ -184,8 +184,7 @@ fd_status fd_verify_pipeline(struct fd_verify *v) {
       .max_length = number(v, "max_sequence_length", 256),
       .text_index = json_is_integer(json_object_get(dit->json, "text_hidden_states_index"))
                         ? (int)json_integer_value(json_object_get(dit->json, "text_hidden_states_index")) : -1,
-      .shift = json_is_number(shift) ? json_number_value(shift) : 1,
-      .num_train_timesteps = json_is_integer(levels) ? json_integer_value(levels) : 1000, .dtype = v->dtype};
+      .shift = shift, .num_train_timesteps = levels, .dtype = v->dtype};
   x.rows = config.guidance_scale > 1 ? 2 * x.B : x.B;
   const struct fd_sampler_parts parts = {.ctx = v->ctx, .dit = dit, .text_encoder = text, .vae = vae, .tokenizer = tokenizer};
   FD_TRY(fd_sampler_create(&parts, &config, &sampler));
@@ -210,7 +209,6 @@ done:
   fd_model_destroy(&vae);
   fd_model_destroy(&text);
   fd_model_destroy(&dit);
-  json_decref(schedule);
   fd_h5_array_free(&latents);
   free(rgb);
   free(x.pictures);

@@ -9,7 +9,7 @@ fd_status fd_text_create(int64_t B, int64_t T, int64_t L, int64_t tile, struct f
   fd_status st = FD_OK;
   struct fd_text *t = NULL;
   if (B < 1 || T < 1 || L < 1 || tile < 1 || T > INT32_MAX - tile)
-    FD_TRY(FD_FAIL(FD_ERR_ARG, "packed text of %lld samples, %lld rows, %lld tokens each", (long long)B, (long long)T, (long long)L));
+    FD_TRY(FD_FAIL(FD_ERR_ARG, "text: %lld samples, %lld rows, %lld tokens of one at most: each must be 1 or more", (long long)B, (long long)T, (long long)L));
   t = calloc(1, sizeof *t);
   if (!t) FD_TRY(FD_FAIL(FD_ERR_NOMEM, "no memory for packed text"));
   t->B = B;

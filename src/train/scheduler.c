@@ -2,10 +2,11 @@
 // Tables of the noise schedule. Which steps are rounded to float and which are double follows diffusers 0.35.
 #include "train/scheduler.h"
 
-#include <jansson.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "base/models.h"
 
 fd_status fd_scheduler_create(int64_t num_train_timesteps, double shift, fd_scheduler **out) {
   fd_status st = FD_OK;
@@ -45,39 +46,14 @@ void fd_scheduler_destroy(fd_scheduler **s) {
   *s = NULL;
 }
 
-/* What a configuration may ask for that is not built: a value other than the one that means "off" is an error. */
-static fd_status check_off(const char *path, const json_t *root, const char *key) {
-  const json_t *v = json_object_get(root, key);
-  if (!v || json_is_null(v) || json_is_false(v)) return FD_OK;
-  return FD_FAIL(FD_ERR_UNSUPPORTED, "%s: %s is set; this program has the plain schedule only (shift, num_train_timesteps)",
-                 path, key);
-}
-
 fd_status fd_scheduler_read(const char *path, fd_scheduler **out) {
-  static const char *const off[] = {"use_dynamic_shifting", "shift_terminal",  "use_karras_sigmas",   "use_exponential_sigmas",
-                                    "use_beta_sigmas",      "invert_sigmas",   "stochastic_sampling", NULL};
   fd_status st = FD_OK;
-  json_error_t error;
-  int64_t T = 1000;
-  double shift = 1.0;
-  json_t *root = json_load_file(path, 0, &error);
-  if (!root && error.line < 0) FD_TRY(FD_FAIL(FD_ERR_IO, "%s: %s", path, error.text));
-  if (!root) FD_TRY(FD_FAIL(FD_ERR_FORMAT, "%s: line %d: %s", path, error.line, error.text));
-  if (!json_is_object(root)) FD_TRY(FD_FAIL(FD_ERR_FORMAT, "%s: not a JSON object", path));
-  const json_t *class = json_object_get(root, "_class_name");
-  if (class && !(json_is_string(class) && !strcmp(json_string_value(class), "FlowMatchEulerDiscreteScheduler")))
-    FD_TRY(FD_FAIL(FD_ERR_UNSUPPORTED, "%s: _class_name is %s, wanted FlowMatchEulerDiscreteScheduler", path,
-                   json_is_string(class) ? json_string_value(class) : "no string"));
-  for (int i = 0; off[i]; i++) FD_TRY(check_off(path, root, off[i]));
-  const json_t *n = json_object_get(root, "num_train_timesteps"), *a = json_object_get(root, "shift");
-  if (n && !json_is_integer(n)) FD_TRY(FD_FAIL(FD_ERR_FORMAT, "%s: num_train_timesteps is not an integer", path));
-  if (a && !json_is_number(a)) FD_TRY(FD_FAIL(FD_ERR_FORMAT, "%s: shift is not a number", path));
-  if (n) T = json_integer_value(n);
-  if (a) shift = json_number_value(a);
+  int64_t T;
+  double shift;
+  FD_TRY(fd_noise_schedule_read(path, &T, &shift));
   st = fd_scheduler_create(T, shift, out);
   if (st != FD_OK) st = fd_fail_in(st, "%s", path);
 done:
-  json_decref(root);
   return st;
 }
 

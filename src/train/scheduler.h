@@ -19,8 +19,7 @@ typedef struct fd_scheduler {
 
 /** Tables from the two numbers. FD_ERR_CONFIG if num_train_timesteps is not in 1..1e6 or shift is not positive. */
 fd_status fd_scheduler_create(int64_t num_train_timesteps, double shift, fd_scheduler **out);
-/** From a published scheduler_config.json: num_train_timesteps (1000 if absent) and shift (1 if absent). What it asks for
- *  beyond these (dynamic shifting, Karras sigmas, a shifted terminal, ...) is FD_ERR_UNSUPPORTED by name. */
+/** From a published scheduler_config.json, as fd_noise_schedule_read reads it. */
 fd_status fd_scheduler_read(const char *path, fd_scheduler **out);
 void fd_scheduler_destroy(fd_scheduler **s);
 
