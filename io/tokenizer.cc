@@ -336,9 +336,9 @@ fd_status fd_prompt_create(const fd_tokenizer *t, const struct fd_prompt_config 
     if (t->bos >= 0) count.push(t->bos);
     if (!p->instruction.empty()) encode(t, strip_right(p->instruction), &count); /* the blank at its end joins the caption's first word */
   }
-  /* cut as a caption is; one less for bos, which the original takes off whether there is one or not */
-  p->instruction_length = std::max<int64_t>(std::min(count.n, config->max_prompt_length) - 1, 0);
-  p->length = config->max_prompt_length + p->instruction_length;
+  /* cut as a caption is; one less for bos, which the original takes off whether there is one or not (then, without an instruction, it is -1) */
+  p->instruction_length = std::min(count.n, config->max_prompt_length) - 1;
+  p->length = std::max<int64_t>(config->max_prompt_length + p->instruction_length, 1);
   *out = p;
   return FD_OK;
 }

@@ -54,7 +54,7 @@ fd_status fd_prompt_create(const fd_tokenizer *t, const struct fd_prompt_config 
 void fd_prompt_destroy(fd_prompt **p);
 /** Tokens of the instruction (with a chat template: and of the empty turn around it, bos not counted), by which rows are longer. */
 int64_t fd_prompt_instruction_length(const fd_prompt *p);
-/** max_prompt_length + instruction length: the most ids that fd_prompt_encode gives, and the padded row's length. */
+/** max_prompt_length + instruction length, at least 1: the most ids that fd_prompt_encode gives, and the padded row's length. */
 int64_t fd_prompt_length(const fd_prompt *p);
 /** ids of instruction + caption, cut from the right to fd_prompt_length. caption NULL is a dropped one: no instruction. A text
  *  that is empty gives bos alone, without template. `ids` has room for fd_prompt_length. Returns their number (>= 0). */
