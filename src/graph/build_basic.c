@@ -85,7 +85,7 @@ fd_var fd_linear(fd_graph *g, fd_var x, fd_var w, fd_var b, fd_var count) {
 }
 
 fd_var fd_rmsnorm(fd_graph *g, fd_var x, fd_var w, float eps, const struct fd_mod *mod, fd_var count) {
-  return fd_rmsnorm_as(g, x, w, eps, mod, count, FD_DTYPE_COUNT);
+  return fd_rmsnorm_as(g, x, w, eps, mod, count, fd_graph_get(g, x)->dtype);
 }
 
 fd_var fd_rmsnorm_as(fd_graph *g, fd_var x, fd_var w, float eps, const struct fd_mod *mod, fd_var count, fd_dtype dtype) {
@@ -96,7 +96,7 @@ fd_var fd_rmsnorm_as(fd_graph *g, fd_var x, fd_var w, float eps, const struct fd
   if (mod && !mod->mod) mod = NULL;
   if (mod && !check_mod(g, "rmsnorm", x, mod, mod->shift_col, mod->scale_col)) return 0;
   int64_t rows = fd_tensor_rows(t);
-  fd_var y = fd_graph_tensor(g, dtype == FD_DTYPE_COUNT ? t->dtype : dtype, t->ndim, t->shape), rstd = fd_graph_tensor(g, FD_F32, 1, &rows);
+  fd_var y = fd_graph_tensor(g, dtype, t->ndim, t->shape), rstd = fd_graph_tensor(g, FD_F32, 1, &rows);
   struct fd_rmsnorm_fwd_args args = {.eps = eps, .rows_per_mod = mod ? mod->rows_per_mod : 1, .shift_col = mod ? mod->shift_col : -1,
                                      .scale_col = mod ? mod->scale_col : -1};
   fd_graph_emit(g, FD_OP_rmsnorm_fwd, &args, (fd_var[]){x, w, mod ? mod->mod : 0, count, y, rstd});
